@@ -287,6 +287,12 @@ type Layer struct {
 	Annotations map[string]string
 }
 
+// CaseFolder is a store that may ignore case in names.
+type CaseFolder interface {
+	// FoldsCase reports whether names that differ only by case are one.
+	FoldsCase() bool
+}
+
 // Wrapper is a store around another one. As finds what lies below.
 type Wrapper interface{ Unwrap() Store }
 
