@@ -17,13 +17,14 @@ python3         /usr/bin/python3
 curl            curl
 mount           mountpoint umount
 procps          ps
+patchelf        patchelf
+squashfuse      squashfuse
 '
 for_test='
 gcc                gcc
 libc6-dev          /usr/include/stdio.h
 git                git
 squashfs-tools-ng  tar2sqfs
-squashfuse         squashfuse
 rclone             rclone
 docker-registry    docker-registry
 skopeo             skopeo
@@ -31,7 +32,6 @@ rsync              rsync
 fio                fio
 strace             strace
 sqlite3            sqlite3
-patchelf           patchelf
 acl                setfacl
 openssl            openssl
 iproute2           /usr/sbin/ip /sbin/ip /usr/bin/ip

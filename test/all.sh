@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# all.sh [STEP...] - runs the checks and tests, all of them or the steps named,
+# goes on after one that fails, and ends with a table of what became of each. A
+# step's name is a function's below. Called by make, which sets the machine up.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/sregfs-test.XXXXXX")
+chmod 0755 "$scratch" # ordinary users have business below it
+export TMPDIR=$scratch/tmp
+mkdir -m 1777 "$TMPDIR"
+export GOFLAGS="${GOFLAGS:-} -buildvcs=false"
+
+clean_up() {
+	trap - EXIT INT TERM
+	# As root the tests' mounts ended with their namespace; an ordinary user has
+	# none. What cannot be unmounted now goes as soon as its last user does.
+	awk -v under="$scratch/" 'index($5, under) == 1 { print $5 }' /proc/self/mountinfo | sort -r |
+		while read -r mount; do
+			umount -l "$mount" 2>/dev/null || fusermount3 -uz "$mount" || true
+		done
+	chmod -R u+rwX "$scratch" 2>/dev/null || true
+	rm -rf --one-file-system "$scratch"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+# gotest ARGS... - go test, read by test/summary.
+gotest() {
+	go test -json "$@" 2>&1 | "$scratch/summary" -total "$scratch/total"
+}
+
+build() {
+	go build ./... && go build -o "$scratch/summary" ./test/summary &&
+		CGO_ENABLED=0 go build -trimpath -o bin/sregfs ./cmd/sregfs
+}
+
+vet() { go vet ./... && go vet -tags integration ./test/...; }
+
+staticcheck() { go tool staticcheck ./... && go tool staticcheck -tags integration ./test/...; }
+
+format() {
+	local ugly
+	ugly=$(gofmt -l .)
+	[ -z "$ugly" ] || {
+		echo "gofmt would change: $ugly"
+		return 1
+	}
+}
+
+unit() { gotest -race -shuffle=on -timeout 5m ./...; }
+
+fuzz() {
+	local file package target
+	grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do
+		package=$(dirname "$file")
+		grep -o '^func Fuzz[A-Za-z0-9_]*' "$file" | cut -c6- | while read -r target; do
+			echo "$package $target"
+			go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-3s}" "$package" >"$scratch/fuzz" 2>&1 ||
+				{ cat "$scratch/fuzz"; exit 1; }
+		done || exit 1
+	done
+}
+
+integration() {
+	gotest -tags integration -count 1 -p 1 -timeout 8m -exec "$PWD/test/isolated.sh" ./test/integration/...
+}
+
+crash() {
+	gotest -tags integration -count 1 -p 1 -timeout 30m -run Crash -exec "$PWD/test/isolated.sh" ./test/integration/...
+}
+
+long() {
+	SREGFS_LONG=1 gotest -tags integration -count 1 -p 1 -timeout 3h -exec "$PWD/test/isolated.sh" ./test/integration/... &&
+		FUZZTIME=5m fuzz
+}
+
+modules() { go mod verify; }
+
+vulnerabilities() {
+	# Needs the vulnerability database, which not every machine can reach.
+	local status=0
+	go run golang.org/x/vuln/cmd/govulncheck@v1.1.4 ./... >"$scratch/vuln" 2>&1 || status=$?
+	case $status in
+	0) tail -n 1 "$scratch/vuln" ;;
+	3) # what it found
+		cat "$scratch/vuln"
+		return 1
+		;;
+	*) echo "not checked: $(tail -n 1 "$scratch/vuln")" ;;
+	esac
+}
+
+case ${1:-all} in
+all) steps='vet staticcheck format unit fuzz integration' ;;
+lint) steps='vet staticcheck format modules vulnerabilities' ;;
+*) steps=$* ;;
+esac
+
+table=
+failed=0
+began=$SECONDS
+# record STEP - runs it and adds its line to the table.
+record() {
+	local step=$1 start=$SECONDS verdict=ok
+	rm -f "$scratch/total"
+	printf '\n== %s\n' "$step"
+	# In a subshell with -e off: a step is a chain of its own.
+	if ! ("$step"); then
+		verdict=FAILED
+		failed=1
+	fi
+	table+=$(printf '  %-16s %-7s %4d s  %s' "$step" $verdict $((SECONDS - start)) \
+		"$(cat "$scratch/total" 2>/dev/null || true)")$'\n'
+}
+
+record build
+if [ $failed = 0 ]; then
+	for step in $steps; do
+		record "$step"
+	done
+fi
+printf '\n%s' "$table"
+if [ $failed = 1 ]; then
+	echo "  FAILED after $((SECONDS - began)) s"
+	exit 1
+fi
+echo "  all passed in $((SECONDS - began)) s"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# isolated.sh COMMAND... - runs a test program in mount, process and network
+# namespaces of its own: whatever it mounts, starts or listens on is gone when it
+# ends, however it ends, and it can reach nothing but this machine. Given to
+# "go test -exec". Needs root; an ordinary user's tests run as they are.
+set -euo pipefail
+if [ "$(id -u)" != 0 ]; then
+	exec "$@"
+fi
+# The shell stays as process 1 of the namespace, to reap what loses its parent.
+exec unshare --mount --propagation private --pid --fork --kill-child --mount-proc --net -- \
+	bash -c 'ip link set lo up; "$@"; exit $?' isolated "$@"
