@@ -1,0 +1,292 @@
+// Package pacer sends a client's HTTP requests at a pace that the service
+// bears: so many at once, again after a passing fault, and none at all while
+// the service asks for quiet. One Pacer serves one account, so that all files
+// share it and none hammers on while another backs off.
+//
+// It is an http.RoundTripper and goes right around the transport, below
+// whatever adds credentials. It knows no service: what is peculiar to one comes
+// in through Options.Classify. Start at New; the marks that a request's context
+// can carry are in context.go.
+package pacer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/sregfs/sregfs/backends"
+)
+
+// Options set a Pacer up. The zero value is good.
+type Options struct {
+	// Concurrency is how many requests may be under way at once, 8 when it is
+	// not set. A request is under way until its response's body was read to
+	// the end or closed, or was left unread for five seconds. A part of the
+	// slots is kept for demand requests; see Background.
+	Concurrency int
+	// Classify says what a response is. Nil is Default. It may look at the
+	// body with Peek, and falls back on Default for what it does not know.
+	Classify func(*http.Response) Decision
+	// Ceiling bounds what one request may wait in all for the service to come
+	// round, 60 seconds when it is not set; see WithCeiling.
+	Ceiling time.Duration
+	// MinBackoff and MaxBackoff bound the wait between two tries where the
+	// service names none: half a second and 16 seconds when not set.
+	MinBackoff, MaxBackoff time.Duration
+	// StallTimeout is how long a connection may stand still, in bytes of the
+	// request taken or of the response given, before it counts as broken: 60
+	// seconds when it is not set.
+	StallTimeout time.Duration
+	// Log is told when the account has to pause. Nil for nobody.
+	Log *slog.Logger
+}
+
+// Pacer is an http.RoundTripper that paces one account's requests. It is safe
+// for concurrent use.
+type Pacer struct {
+	base http.RoundTripper
+	opts Options
+	gate *gate
+
+	requests, retries, limited, faults, gaveUp atomic.Int64
+}
+
+// New returns a Pacer that sends by base, http.DefaultTransport when it is nil.
+func New(base http.RoundTripper, o Options) *Pacer {
+	if base == nil {
+		base = http.DefaultTransport
+	}
+	if o.Concurrency <= 0 {
+		o.Concurrency = 8
+	}
+	if o.Classify == nil {
+		o.Classify = Default
+	}
+	setDefault(&o.Ceiling, 60*time.Second)
+	setDefault(&o.MinBackoff, 500*time.Millisecond)
+	setDefault(&o.MaxBackoff, 16*time.Second)
+	setDefault(&o.StallTimeout, 60*time.Second)
+	return &Pacer{base: base, opts: o, gate: newGate(o.Concurrency)}
+}
+
+func setDefault(d *time.Duration, v time.Duration) {
+	if *d <= 0 {
+		*d = v
+	}
+}
+
+// Stats are a Pacer's counters since New, and how it stands now.
+type Stats struct {
+	// Requests counts what was sent, Retries how many of it were sent again.
+	Requests, Retries int64
+	// Limited counts the answers that the account is too fast, Faults the
+	// other passing faults, GaveUp the requests that failed for either.
+	Limited, Faults, GaveUp int64
+	// Active requests hold a slot, Waiting ones want one.
+	Active, Waiting int
+	// PausedUntil is when the account may send again; zero when it may now.
+	PausedUntil time.Time
+}
+
+// Stats returns the counters.
+func (p *Pacer) Stats() Stats {
+	s := Stats{
+		Requests: p.requests.Load(), Retries: p.retries.Load(),
+		Limited: p.limited.Load(), Faults: p.faults.Load(), GaveUp: p.gaveUp.Load(),
+	}
+	s.Active, s.Waiting, s.PausedUntil = p.gate.state()
+	return s
+}
+
+// Error is how a request ends that waiting did not help.
+type Error struct {
+	// Kind is backends.ErrBusy when the service limits the account,
+	// backends.ErrUnreachable when it or the network fails.
+	Kind error
+	// Status is the last answer's HTTP status, 0 when there was none.
+	Status int
+	// Tries is how often the request was sent; 0 when the account's pause
+	// would have outlasted the ceiling.
+	Tries int
+	// RetryAfter is how long the service wants to be left alone, 0 when it
+	// does not say.
+	RetryAfter time.Duration
+	// Err is what went wrong on the way, nil when Status says it.
+	Err error
+}
+
+// Error says what was the matter, without the request's URL, which may hold
+// secrets.
+func (e *Error) Error() string {
+	s := e.Kind.Error()
+	switch {
+	case e.Status != 0:
+		s += fmt.Sprintf(": HTTP %d %s", e.Status, http.StatusText(e.Status))
+	case e.Err != nil:
+		s += ": " + e.Err.Error()
+	}
+	if e.Tries > 1 {
+		s += fmt.Sprintf(" (tried %d times)", e.Tries)
+	}
+	if e.RetryAfter > 0 {
+		s += fmt.Sprintf("; it asks to be left alone for %s", e.RetryAfter.Round(time.Second))
+	}
+	return s
+}
+
+// Unwrap gives the kind and the cause.
+func (e *Error) Unwrap() []error {
+	if e.Err == nil {
+		return []error{e.Kind}
+	}
+	return []error{e.Kind, e.Err}
+}
+
+// RoundTrip sends req once a slot is free, and again after passing faults as
+// long as the ceiling on waiting allows; then it fails with an *Error. A
+// request whose body cannot be had again (GetBody is nil) is sent once: its
+// answer is handed on whatever it is, though the account pauses as asked. A
+// wait ends at once with the context's error when req's context is done.
+func (p *Pacer) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx := req.Context()
+	m := marksOf(ctx)
+	budget := p.opts.Ceiling
+	if m.ceilingSet {
+		budget = m.ceiling
+	}
+	hasBody := req.Body != nil && req.Body != http.NoBody
+	sent := false // the request's own body was handed on, or is closed
+	defer func() {
+		if hasBody && !sent {
+			req.Body.Close() // RoundTrippers close the body, also on errors
+		}
+	}()
+
+	for try := 1; ; try++ {
+		left, err := p.gate.enter(ctx, m.class, budget)
+		if err != nil {
+			var paused *pausedError
+			if errors.As(err, &paused) {
+				p.gaveUp.Add(1)
+				err = &Error{Kind: backends.ErrBusy, Tries: try - 1, RetryAfter: paused.left}
+			}
+			return nil, err
+		}
+		budget = left
+
+		body := req.Body
+		if try > 1 {
+			p.retries.Add(1)
+			if hasBody {
+				if body, err = req.GetBody(); err != nil {
+					p.gate.leave(m.class)
+					return nil, fmt.Errorf("read the request's body again: %w", err)
+				}
+			}
+		}
+		p.requests.Add(1)
+		sent = true
+		resp, stuck, err := p.send(req, body, m)
+		if ctx.Err() != nil && err != nil {
+			return nil, ctx.Err()
+		}
+		d, permanent := p.judge(resp, err)
+		if d.Fault == None {
+			return resp, err
+		}
+
+		again := !hasBody || req.GetBody != nil
+		if m.once && d.Fault == Failing && !neverSent(err) {
+			again = false
+		}
+		delay := d.After
+		if delay <= 0 {
+			delay = p.backoff(try)
+		}
+		if d.Fault == Limited {
+			p.pause(delay, resp)
+		}
+		if !again && resp != nil {
+			return resp, nil
+		}
+		// A try that hung until it was given up has been a wait as well.
+		budget -= stuck
+		if !again || permanent || delay > budget {
+			p.gaveUp.Add(1)
+			gave := &Error{Kind: backends.ErrUnreachable, Tries: try, RetryAfter: d.After, Err: err}
+			if d.Fault != Failing {
+				gave.Kind = backends.ErrBusy
+			}
+			if resp != nil {
+				gave.Status = resp.StatusCode
+				discard(resp)
+			}
+			return nil, gave
+		}
+		if resp != nil {
+			discard(resp)
+		}
+		if d.Fault != Limited { // otherwise the gate waits
+			if err := sleep(ctx, delay); err != nil {
+				return nil, err
+			}
+			budget -= delay
+		}
+	}
+}
+
+// judge says what the outcome of a try is. With permanent set there is no use
+// in trying again.
+func (p *Pacer) judge(resp *http.Response, err error) (d Decision, permanent bool) {
+	if err != nil {
+		if isKnown(err) {
+			return Decision{}, false
+		}
+		p.faults.Add(1)
+		return Decision{Fault: Failing}, isPermanent(err)
+	}
+	d = p.opts.Classify(resp)
+	switch d.Fault {
+	case None:
+	case Limited:
+		p.limited.Add(1)
+	default:
+		p.faults.Add(1)
+	}
+	return d, false
+}
+
+func (p *Pacer) pause(d time.Duration, resp *http.Response) {
+	p.gate.pause(d)
+	if p.opts.Log != nil && d >= time.Second {
+		p.opts.Log.Info("the service asks for a pause", "host", resp.Request.URL.Host,
+			"status", resp.StatusCode, "pause", d.Round(time.Second))
+	}
+}
+
+// backoff is the wait after the given try: twice as long each time, and half
+// of it by chance, so that requests that failed together do not come back
+// together.
+func (p *Pacer) backoff(try int) time.Duration {
+	d := p.opts.MaxBackoff
+	if shift := try - 1; shift < 16 {
+		d = min(d, p.opts.MinBackoff<<shift)
+	}
+	return d/2 + rand.N(d/2+1)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
