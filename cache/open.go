@@ -1,0 +1,325 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+)
+
+// open is Object without the sentence around its errors.
+func (c *Cache) open(spec Spec) (*Object, error) {
+	name := objectName(spec.Key)
+	for {
+		c.mu.Lock()
+		if c.closed {
+			c.mu.Unlock()
+			return nil, ErrClosed
+		}
+		if err := c.corrupt[name]; err != nil {
+			c.mu.Unlock()
+			return nil, err
+		}
+		e := c.entries[name]
+		switch {
+		case e != nil && e.gate != nil:
+			gate := e.gate
+			c.mu.Unlock()
+			<-gate // local work of a moment: a map is read, files are removed
+			continue
+		case e != nil && spec.Size >= 0 && e.m.Size != spec.Size:
+			if e.live != nil {
+				c.mu.Unlock()
+				return nil, fmt.Errorf("%w: its size is %d, not %d", ErrInUse, e.m.Size, spec.Size)
+			}
+			// The key means other bytes than it did: those here are useless.
+			c.startRemoval(e)
+			c.mu.Unlock()
+			c.log.Warn("a cached object has another size than it should and was dropped", "key", spec.Key, "size", e.m.Size, "want", spec.Size)
+			if err := c.removeFiles(e); err != nil {
+				return nil, err
+			}
+			continue
+		case e == nil && (spec.Fetcher == nil || spec.Size < 0):
+			c.mu.Unlock()
+			return nil, ErrNotCached
+		case e == nil:
+			e = &entry{name: name, m: meta{Version: formatVersion, Key: spec.Key, Size: spec.Size, Block: blockSize, Nonce: newNonce()}}
+			c.entries[name] = e
+		}
+		if e.live == nil {
+			c.unlist(e)
+			e.gate = make(chan struct{})
+			c.mu.Unlock()
+			l := c.load(e)
+			c.mu.Lock()
+			e.live = l
+			close(e.gate)
+			e.gate = nil
+		}
+		o := c.handle(e.live, spec)
+		c.mu.Unlock()
+		return o, nil
+	}
+}
+
+// load makes the state of an object that was idle. What cannot be read of it
+// counts as absent.
+func (c *Cache) load(e *entry) *live {
+	n := e.m.blocks()
+	l := &live{
+		c: c, e: e, key: e.m.Key, size: e.m.Size, blocks: n, nonce: e.m.Nonce,
+		recorded: newBitmap(n), ready: newBitmap(n), asked: newBitmap(n), paid: newBitmap(n),
+		crc:     make([]uint32, n),
+		waiters: map[*waiter]struct{}{}, handles: map[*Object]struct{}{},
+		changed: make(chan struct{}),
+	}
+	if e.saved {
+		mf, err := c.disk.Open(e.name+mapSuffix, 0)
+		if err == nil {
+			err = readMap(mf, &e.m, func(b int, crc uint32) {
+				l.crc[b] = crc
+				l.recorded.set(b)
+				l.paid.set(b)
+				l.present++
+			})
+			mf.Close()
+		}
+		if err != nil {
+			c.log.Warn("the map of a cached object is unreadable; the object will be fetched again", "key", l.key, "error", err)
+		}
+	}
+	if e.m.Complete {
+		if l.present == n && c.untouched(l) {
+			l.complete.Store(true)
+			l.seal.done = true
+		} else {
+			c.log.Info("a cached object was changed from outside and will be checked", "key", l.key)
+			l.unsealed = true
+		}
+	}
+	return l
+}
+
+// untouched reports whether l's data file is the one that was completed.
+func (c *Cache) untouched(l *live) bool {
+	var id identity
+	err := l.withData(func(f file) (err error) {
+		id, err = identityOf(f)
+		return err
+	})
+	return err == nil && id == l.e.m.File
+}
+
+// handle makes a handle of l. The caller holds c.mu.
+func (c *Cache) handle(l *live, spec Spec) *Object {
+	o := &Object{l: l}
+	l.refs++
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx == nil || l.ctx.Err() != nil {
+		l.ctx, l.cancel = context.WithCancelCause(c.ctx)
+	}
+	if spec.Fetcher != nil {
+		l.fetcher = spec.Fetcher
+		l.pump.err = nil
+	}
+	if spec.Sum.New != nil && spec.Sum.Hex != "" {
+		l.sum = spec.Sum
+	}
+	l.handles[o] = struct{}{}
+	l.hashOn()
+	return o
+}
+
+// release ends a handle.
+func (c *Cache) release(o *Object) {
+	l := o.l
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l.refs--
+	l.mu.Lock()
+	delete(l.handles, o)
+	if l.refs == 0 {
+		l.cancel(ErrClosed)
+		l.pump.reset()
+	}
+	l.mu.Unlock()
+	if l.refs == 0 {
+		c.sched.cancel(l)
+		l.abandon()
+	}
+	c.unload(l)
+}
+
+// abandon fails whoever still waits, which is only a reader whose handle was
+// closed under it, and forgets the transfers that never started.
+func (l *live) abandon() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for w := range l.waiters {
+		w.fail(ErrClosed)
+		delete(l.waiters, w)
+	}
+	keep := l.transfers[:0]
+	for _, t := range l.transfers {
+		if t.started {
+			keep = append(keep, t)
+		}
+	}
+	l.transfers = keep
+}
+
+// hold keeps l loaded while work on it goes on without a handle. It fails when
+// l was unloaded already.
+func (c *Cache) hold(l *live) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l.e.live != l {
+		return false
+	}
+	l.busy++
+	return true
+}
+
+func (c *Cache) letGo(l *live) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l.busy--
+	c.unload(l)
+}
+
+// unload makes l idle when nobody uses it. The caller holds c.mu.
+func (c *Cache) unload(l *live) {
+	e := l.e
+	if l.refs > 0 || l.busy > 0 || e.live != l {
+		return
+	}
+	e.cached = l.cachedBytes()
+	l.closeFile()
+	c.spill.forget(l)
+	c.stats.hits.Add(l.hits.Load())
+	e.live = nil
+	e.used = time.Now()
+	if !e.saved {
+		// Nothing of it ever reached the disk, or nothing that counts.
+		delete(c.entries, e.name)
+		c.room.give(e.charged, false)
+		if err := removeObject(c.disk, e.name); err != nil {
+			c.log.Warn("an empty object could not be removed", "key", l.key, "error", err)
+		}
+		return
+	}
+	if err := c.disk.Touch(e.name+mapSuffix, e.used); err != nil && !errors.Is(err, os.ErrNotExist) {
+		c.log.Debug("the time of use could not be noted", "key", l.key, "error", err)
+	}
+	c.list(e)
+}
+
+// Stat says how much of an object is here: how many bytes are on disk, its
+// size, and whether it is complete and checked. For an unknown key it is zero,
+// -1, false. It touches nothing but memory.
+func (c *Cache) Stat(key string) (cached, size int64, complete bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[objectName(key)]
+	if e == nil {
+		return 0, -1, false
+	}
+	if l := e.live; l != nil {
+		return l.cachedBytes(), l.size, l.complete.Load()
+	}
+	return e.cached, e.m.Size, e.m.Complete
+}
+
+// Completed returns what is known of a complete object; ok is false for one
+// that is not complete, or whose checksums are still being computed.
+func (c *Cache) Completed(key string) (done Completed, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[objectName(key)]
+	if e == nil || !e.m.Complete || e.m.SHA256 == "" {
+		return Completed{}, false
+	}
+	return Completed{Key: key, Size: e.m.Size, MD5: e.m.MD5, SHA256: e.m.SHA256}, true
+}
+
+// Remove deletes an object, its pin included, and forgets that its content was
+// found corrupt. It fails with ErrInUse while the object is open, and does
+// nothing when the key is unknown.
+func (c *Cache) Remove(key string) error {
+	name := objectName(key)
+	for {
+		c.mu.Lock()
+		e := c.entries[name]
+		if e != nil && e.gate != nil {
+			gate := e.gate
+			c.mu.Unlock()
+			<-gate
+			continue
+		}
+		if e != nil && e.live != nil {
+			l := e.live
+			if l.refs > 0 {
+				c.mu.Unlock()
+				return fmt.Errorf("remove the cached object %s: %w", key, ErrInUse)
+			}
+			c.mu.Unlock()
+			// Closed a moment ago: its last blocks are being saved.
+			c.settle(l)
+			continue
+		}
+		delete(c.corrupt, name)
+		if e != nil {
+			c.startRemoval(e)
+		}
+		c.mu.Unlock()
+		if e != nil {
+			if err := c.removeFiles(e); err != nil {
+				return fmt.Errorf("remove the cached object %s: %w", key, err)
+			}
+		}
+		return c.Pin(key, false)
+	}
+}
+
+// Pin keeps an object, present or not yet, from being evicted, or no longer.
+// It is durable when Pin returns.
+func (c *Cache) Pin(key string, on bool) error {
+	name := objectName(key)
+	c.mu.Lock()
+	defer c.mu.Unlock() // held over I/O: pins are rare, and their order counts
+	if c.pins[name] == on {
+		return nil
+	}
+	var err error
+	if on {
+		err = replaceFile(c.disk, name+pinSuffix, []byte(key+"\n"))
+	} else if err = c.disk.Remove(name + pinSuffix); err == nil || errors.Is(err, os.ErrNotExist) {
+		err = c.disk.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("pin the cached object %s: %w", key, err)
+	}
+	e := c.entries[name]
+	if on {
+		c.pins[name] = true
+		if e != nil {
+			c.unlist(e)
+		}
+	} else {
+		delete(c.pins, name)
+		if e != nil {
+			c.list(e)
+		}
+	}
+	return nil
+}
+
+// Pinned reports whether key is pinned.
+func (c *Cache) Pinned(key string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pins[objectName(key)]
+}

@@ -1,0 +1,130 @@
+package cache
+
+import "sync"
+
+// scheduler hands out the slots in which transfers run, over all objects.
+// Demand goes first, in order of arrival; background work takes turns by
+// object, and leaves a slot free for demand when there is more than one.
+type scheduler struct {
+	slots int
+	start func(func()) // runs a transfer in a goroutine that Close waits for
+
+	mu         sync.Mutex
+	closed     bool
+	busy       int // slots taken
+	background int // of those, by background work
+	demand     []*transfer
+	// idle objects with background work to do, each at most once.
+	waiting []*live
+	// running background transfers, which are asked to yield when demand
+	// finds no slot.
+	running map[*transfer]bool
+}
+
+func newScheduler(slots int, start func(func())) *scheduler {
+	return &scheduler{slots: slots, start: start, running: map[*transfer]bool{}}
+}
+
+// want queues a demand transfer. Its turn comes as live.run.
+func (s *scheduler) want(t *transfer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.demand = append(s.demand, t)
+	s.dispatch()
+}
+
+// offer says that l has background work, which l.nextBackground will name
+// when its turn comes.
+func (s *scheduler) offer(l *live) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	for _, o := range s.waiting {
+		if o == l {
+			return
+		}
+	}
+	s.waiting = append(s.waiting, l)
+	s.dispatch()
+}
+
+// backgroundSlots is how many slots background work may fill.
+func (s *scheduler) backgroundSlots() int { return max(1, s.slots-1) }
+
+// dispatch starts what can be started. The caller holds s.mu.
+func (s *scheduler) dispatch() {
+	for len(s.demand) > 0 && s.busy < s.slots {
+		t := s.demand[0]
+		s.demand = s.demand[1:]
+		s.busy++
+		s.start(func() { t.live.run(t); s.done(t) })
+	}
+	if len(s.demand) > 0 {
+		n := len(s.demand)
+		for t := range s.running {
+			if n == 0 {
+				break
+			}
+			if !t.yield.Swap(true) {
+				n--
+			}
+		}
+		return
+	}
+	for len(s.waiting) > 0 && s.busy < s.slots && s.background < s.backgroundSlots() {
+		l := s.waiting[0]
+		s.waiting = s.waiting[1:]
+		s.busy++
+		s.background++
+		t := &transfer{live: l, background: true}
+		s.running[t] = true
+		s.start(func() { l.runBackground(t); s.done(t) })
+	}
+}
+
+// done gives a slot back.
+func (s *scheduler) done(t *transfer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy--
+	if t.background {
+		s.background--
+		delete(s.running, t)
+	}
+	if !s.closed {
+		s.dispatch()
+	}
+}
+
+// cancel takes l's work that has not started out of the queues.
+func (s *scheduler) cancel(l *live) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	keep := s.demand[:0]
+	for _, t := range s.demand {
+		if t.live != l {
+			keep = append(keep, t)
+		}
+	}
+	clear(s.demand[len(keep):])
+	s.demand = keep
+	for i, o := range s.waiting {
+		if o == l {
+			s.waiting = append(s.waiting[:i], s.waiting[i+1:]...)
+			break
+		}
+	}
+}
+
+// close drops all queues and starts nothing more.
+func (s *scheduler) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.demand, s.waiting = nil, nil
+}

@@ -1,0 +1,261 @@
+package cache
+
+import (
+	"crypto/md5"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash"
+)
+
+// hashStep is how many blocks are hashed at a time, and how many have to be
+// there for it to be worth starting.
+const hashStep = 32
+
+// seal computes an object's checksums while its blocks arrive, and decides in
+// the end whether it can be trusted. One goroutine at a time works on it; the
+// hashes are its own, the rest is guarded by live.mu.
+type seal struct {
+	running bool
+	// done: the checksums are known and the description says so.
+	done bool
+	// restart: something below next was dropped and fetched again.
+	restart bool
+	next    int // the first block that is not hashed
+
+	md5, sha256, sum hash.Hash
+}
+
+func (s *seal) reset(sum Sum) {
+	s.restart, s.next = false, 0
+	s.md5, s.sha256, s.sum = md5.New(), sha256.New(), nil
+	if sum.New != nil {
+		s.sum = sum.New()
+	}
+}
+
+// hashOn starts hashing when there is enough to hash. The caller holds l.mu.
+func (l *live) hashOn() {
+	s := &l.seal
+	if s.running || s.done || l.err != nil {
+		return
+	}
+	all := l.present == l.blocks
+	if !all && l.recorded.next(s.next, min(s.next+hashStep, l.blocks), false) < s.next+hashStep {
+		return
+	}
+	s.running = true
+	l.c.wg.Go(l.hashAlong)
+}
+
+// hashAlong hashes all that is there from seal.next on, and seals the object
+// when that is everything.
+func (l *live) hashAlong() {
+	if !l.c.hold(l) {
+		return // unloaded; the next to open the object starts again
+	}
+	defer l.c.letGo(l)
+	buf := make([]byte, hashStep*blockSize)
+	for {
+		first, end := l.toHash()
+		if first == end {
+			return
+		}
+		if first < 0 {
+			if l.finishSeal() {
+				return
+			}
+			continue
+		}
+		n := 0
+		for b := first; b < end; b++ {
+			k := l.blockLen(b)
+			if !l.readBlock(b, buf[n:n+k]) {
+				break // forgotten: it will be fetched, and hashing goes on then
+			}
+			n += k
+		}
+		l.seal.md5.Write(buf[:n])
+		l.seal.sha256.Write(buf[:n])
+		if l.seal.sum != nil {
+			l.seal.sum.Write(buf[:n])
+		}
+		l.mu.Lock()
+		l.seal.next = first + (n+blockSize-1)/blockSize
+		l.mu.Unlock()
+	}
+}
+
+// toHash says which blocks to hash next: none when first == end, in which case
+// hashing has stopped; first < 0 when all are hashed.
+func (l *live) toHash() (first, end int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := &l.seal
+	if s.md5 == nil || s.restart {
+		s.reset(l.sum)
+	}
+	if s.next == l.blocks && l.present == l.blocks {
+		return -1, 0
+	}
+	end = l.recorded.next(s.next, min(s.next+hashStep, l.blocks), false)
+	if l.c.ctx.Err() != nil || (l.ctx.Err() != nil && l.present < l.blocks) {
+		end = s.next
+	}
+	if end == s.next {
+		s.running = false
+	}
+	return s.next, end
+}
+
+// finishSeal checks the whole. It reports whether hashing is over.
+func (l *live) finishSeal() bool {
+	c, s := l.c, &l.seal
+	done := Completed{
+		Key: l.key, Size: l.size,
+		MD5:    hex.EncodeToString(s.md5.Sum(nil)),
+		SHA256: hex.EncodeToString(s.sha256.Sum(nil)),
+	}
+	l.mu.Lock()
+	want := l.sum.Hex
+	if s.sum == nil && l.sum.New != nil {
+		// The checksum became known after hashing began.
+		s.restart = true
+		l.mu.Unlock()
+		return false
+	}
+	l.mu.Unlock()
+	c.mu.Lock()
+	before := l.e.m.SHA256
+	c.mu.Unlock()
+	if s.sum != nil {
+		if have := hex.EncodeToString(s.sum.Sum(nil)); have != want {
+			return l.reject(fmt.Errorf("%w: it is %s, not %s", ErrCorrupt, have, want))
+		}
+	} else if before != "" && before != done.SHA256 {
+		return l.reject(fmt.Errorf("%w: its SHA-256 is %s, not %s", ErrCorrupt, done.SHA256, before))
+	}
+
+	err := l.flush()
+	if err == nil {
+		err = l.describeComplete(done)
+	}
+	if err != nil {
+		c.diskTrouble(l.key, err)
+	}
+	l.mu.Lock()
+	if l.present < l.blocks || s.restart {
+		s.running = false // a block was damaged meanwhile
+		l.mu.Unlock()
+		c.markDirty(l)
+		return true
+	}
+	s.running, s.done = false, true
+	l.complete.Store(true)
+	l.tell()
+	l.mu.Unlock()
+	if c.opts.OnComplete != nil && before != done.SHA256 {
+		c.opts.OnComplete(done)
+	}
+	return true
+}
+
+// describeComplete makes it durable that the object is complete.
+func (l *live) describeComplete(done Completed) error {
+	l.flushing.Lock()
+	defer l.flushing.Unlock()
+	all := make([]int, l.blocks)
+	for b := range all {
+		all[b] = b
+	}
+	if err := l.saveMap(all); err != nil {
+		return err
+	}
+	var id identity
+	err := l.withData(func(f file) (err error) {
+		id, err = identityOf(f)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return l.describe(func(m *meta) {
+		m.Complete, m.MD5, m.SHA256, m.File = true, done.MD5, done.SHA256, id
+	})
+}
+
+// reject drops an object that does not match its checksum. The first time it
+// is fetched again, the second time it is given up. It reports whether hashing
+// is over.
+func (l *live) reject(err error) bool {
+	c := l.c
+	c.stats.verifyFailures.Add(1)
+	c.mu.Lock()
+	c.strikes[l.e.name]++
+	final := c.strikes[l.e.name] > 1
+	if final {
+		delete(c.strikes, l.e.name)
+		c.corrupt[l.e.name] = err
+	}
+	c.mu.Unlock()
+	if final {
+		l.mu.Lock()
+		l.err = fmt.Errorf("%s: %w", l.key, err)
+		l.mu.Unlock()
+		c.log.Error("an object was fetched twice and is corrupt; it will not be served", "key", l.key, "error", err)
+	} else {
+		c.log.Warn("an object does not match its checksum and is fetched again", "key", l.key, "error", err)
+	}
+	if err := l.drop(); err != nil {
+		c.diskTrouble(l.key, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seal.reset(l.sum)
+	l.seal.running = false
+	if !final && l.fetcher != nil {
+		l.pump.bulk = true
+		l.pumpOn()
+	}
+	for w := range l.waiters {
+		if l.err != nil {
+			w.fail(l.err)
+			delete(l.waiters, w)
+		}
+	}
+	l.tell()
+	return true
+}
+
+// drop makes everything of l absent: first on disk, where a new nonce voids
+// the map, then in memory. While both disagree, the new file is empty, and
+// nothing is written to it, because every block counts as present.
+func (l *live) drop() error {
+	l.flushing.Lock()
+	defer l.flushing.Unlock()
+	nonce := newNonce()
+	err := l.describe(func(m *meta) {
+		m.Nonce, m.Complete, m.MD5, m.SHA256, m.File = nonce, false, "", "", identity{}
+	})
+	if rerr := l.c.disk.Remove(l.e.name + dataSuffix); err == nil {
+		err = rerr
+	}
+	l.c.fds.forget(l)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gen.Add(1)
+	l.nonce = nonce
+	l.complete.Store(false)
+	for b := range l.blocks {
+		l.ready.clear(b)
+		l.recorded.clear(b)
+	}
+	l.present, l.unsaved, l.unsealed = 0, nil, false
+	return err
+}
+
+// tell wakes those who wait for the whole object. The caller holds l.mu.
+func (l *live) tell() {
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
