@@ -287,6 +287,21 @@ type Layer struct {
 	Annotations map[string]string
 }
 
+// Recorder is a store that can keep an image as a mere pointer to where its
+// bytes are: the seeds' record without a file.
+type Recorder interface {
+	// Record notes that the image ref lies at url (http or https) and returns
+	// it. What the server there says of size and version is asked for once.
+	Record(ctx context.Context, ref Ref, url string) (Image, error)
+}
+
+// Tagger is a store that knows an image's tags without listing everything.
+type Tagger interface {
+	// Tags returns the tags of collection/name, in any order. It fails with
+	// fs.ErrNotExist when the store says that there is no such repository.
+	Tags(ctx context.Context, collection, name string) ([]string, error)
+}
+
 // CaseFolder is a store that may ignore case in names.
 type CaseFolder interface {
 	// FoldsCase reports whether names that differ only by case are one.
