@@ -4,8 +4,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# Behind the machine's own Go: where go.dev installs one, and what go.sh fetches.
-export PATH := $(PATH):/usr/local/go/bin:$(CURDIR)/.deps/go/bin
+# Behind the machine's own programs: where go.dev installs Go, and what the
+# scripts in test/setup fetch.
+export PATH := $(PATH):/usr/local/go/bin:$(CURDIR)/.deps/go/bin:$(CURDIR)/.deps/apptainer/usr/bin
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
@@ -33,13 +34,13 @@ install: build ## copy bin/sregfs to $(DESTDIR)/usr/local/bin, with the link tha
 .PHONY: run
 run: ## set the machine up, build, and show the main job on ./mnt (KEEP=0: end after it)
 	@test/setup/packages.sh run
+	@test/setup/apptainer.sh .deps/apptainer >/dev/null || echo 'no Apptainer: images will not be run'
 	@$(MAKE) --no-print-directory build
+	@go build -buildvcs=false -o bin/emulator ./test/emulator
 	@KEEP=$(KEEP) test/tour.sh
 
 .PHONY: test
-test: ## set the machine up and run every check and test
-	@test/setup/packages.sh test
-	@$(MAKE) --no-print-directory toolchain
+test: machine ## set the machine up and run every check and test
 	@test/all.sh
 
 .PHONY: test-unit
@@ -47,29 +48,21 @@ test-unit: toolchain ## the unit tests alone, with the race detector
 	@test/all.sh unit
 
 .PHONY: test-integration
-test-integration: ## the tests on real FUSE mounts alone
-	@test/setup/packages.sh test
-	@$(MAKE) --no-print-directory toolchain
+test-integration: machine ## the tests on real FUSE mounts alone
 	@test/all.sh integration
 
 .PHONY: test-crash
-test-crash: ## kill the daemon at many moments and check what is left (SEED= repeats a run)
-	@test/setup/packages.sh test
-	@$(MAKE) --no-print-directory toolchain
+test-crash: machine ## kill the daemon at many moments and check what is left (SEED= repeats a run)
 	@SREGFS_CRASH_SEED=$(SEED) test/all.sh crash
 
 .PHONY: test-long
-test-long: ## the long forms of crash, fault, stress and fuzz tests (an hour or so)
-	@test/setup/packages.sh test
-	@$(MAKE) --no-print-directory toolchain
+test-long: machine ## the long forms of crash, fault, stress and fuzz tests (an hour or so)
 	@SREGFS_CRASH_SEED=$(SEED) test/all.sh long
 
 .PHONY: bench
-bench: ## measure against local disk, rclone, curl and Apptainer (ROW= runs some rows)
-	@test/setup/packages.sh test
-	@$(MAKE) --no-print-directory build
-	@go build -o bin/bench ./test/bench
-	@go build -o bin/emulator ./test/emulator
+bench: machine build ## measure against local disk, rclone, curl and Apptainer (ROW= runs some rows)
+	@go build -buildvcs=false -o bin/emulator ./test/emulator
+	@go build -buildvcs=false -o bin/bench ./test/bench
 	@bin/bench -row '$(ROW)'
 
 .PHONY: lint
@@ -83,3 +76,9 @@ clean: ## remove what the other targets made
 .PHONY: toolchain
 toolchain:
 	@test/setup/go.sh .deps/go
+
+# All that the tests and the benchmark need.
+.PHONY: machine
+machine: toolchain
+	@test/setup/packages.sh test
+	@test/setup/apptainer.sh .deps/apptainer >/dev/null

@@ -11,14 +11,14 @@ fail() {
 }
 
 [ $# = 1 ] || fail "usage: $0 DIR"
-if own=$(command -v apptainer); then
+mkdir -p "$1"
+dir=$(cd "$1" && pwd)
+program=$dir/usr/bin/apptainer
+if own=$(command -v apptainer) && [ "$own" != "$program" ]; then
 	echo "$own"
 	exit
 fi
 
-mkdir -p "$1"
-dir=$(cd "$1" && pwd)
-program=$dir/usr/bin/apptainer
 complete=$dir/.complete # names the place that the programs were made for
 exec 9>"$dir.lock"      # two set-ups at once: the second finds it done
 flock 9
