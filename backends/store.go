@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"io"
 	"iter"
+	"os"
 	"time"
 )
 
@@ -300,6 +301,14 @@ type Tagger interface {
 	// Tags returns the tags of collection/name, in any order. It fails with
 	// fs.ErrNotExist when the store says that there is no such repository.
 	Tags(ctx context.Context, collection, name string) ([]string, error)
+}
+
+// Localer is a store whose images are files of this machine.
+type Localer interface {
+	// LocalFile opens the file that holds exactly the version that img names,
+	// or fails with ErrStale. It fails with errors.ErrUnsupported for an image
+	// of such a store that has no file. The caller closes it.
+	LocalFile(ctx context.Context, img Image) (*os.File, error)
 }
 
 // CaseFolder is a store that may ignore case in names.
