@@ -79,14 +79,14 @@ var (
 	ErrCorrupt = errors.New("corrupt image")
 )
 
-// ErrTruncated is the error for a file that is shorter than the image in it.
-type ErrTruncated struct {
+// TruncatedError is the error for a file that is shorter than the image in it.
+type TruncatedError struct {
 	Have int64 // the file's size
 	Want int64 // the least that it would have to be
 }
 
 // Error says both sizes.
-func (e *ErrTruncated) Error() string {
+func (e *TruncatedError) Error() string {
 	return fmt.Sprintf("image is truncated: %d bytes of at least %d are there", e.Have, e.Want)
 }
 
@@ -105,7 +105,7 @@ const (
 // in a SIF, of its primary file system. size is the file's.
 //
 // The error is ErrNotImage for a file that is no image, ErrCorrupt for one
-// whose headers cannot be right, an *ErrTruncated for an image that is cut
+// whose headers cannot be right, an *TruncatedError for an image that is cut
 // short, then with as much of the layout as is known, or r's own; all of them
 // wrapped. Between reads it stops when ctx is done.
 func Probe(ctx context.Context, r io.ReaderAt, size int64) (Layout, error) {
@@ -145,7 +145,7 @@ func probe(w *window) (Layout, error) {
 	}
 	l.Size = l.FSOffset + l.FSSize
 	if l.Size > w.size {
-		return l, &ErrTruncated{Have: w.size, Want: l.Size}
+		return l, &TruncatedError{Have: w.size, Want: l.Size}
 	}
 	return l, nil
 }
@@ -162,7 +162,7 @@ func tooShort(size int64, head []byte) (Layout, error) {
 		for _, begin := range []string{launchLine, squashfs.Magic} {
 			n := min(len(begin), len(head))
 			if begin[:n] == string(head[:n]) {
-				return l, &ErrTruncated{Have: size, Want: int64(len(begin)) + squashfs.SuperblockSize}
+				return l, &TruncatedError{Have: size, Want: int64(len(begin)) + squashfs.SuperblockSize}
 			}
 		}
 	}
@@ -179,7 +179,7 @@ func probeFS(w *window, l *Layout) error {
 	}
 	if n < int64(len(b)) {
 		if string(b[:4]) == squashfs.Magic {
-			return &ErrTruncated{Have: w.size, Want: l.FSOffset + int64(len(b))}
+			return &TruncatedError{Have: w.size, Want: l.FSOffset + int64(len(b))}
 		}
 		return squashfs.ErrNotSquashfs
 	}
@@ -215,7 +215,7 @@ func probeExt(w *window, off int64) (Layout, error) {
 	l = Layout{Kind: Ext3, FSType: "ext3", FSOffset: off, FSSize: blocks << (10 + shift)}
 	l.Size = off + l.FSSize
 	if l.Size > w.size {
-		return l, &ErrTruncated{Have: w.size, Want: l.Size}
+		return l, &TruncatedError{Have: w.size, Want: l.Size}
 	}
 	return l, nil
 }
@@ -226,7 +226,7 @@ func probeExt(w *window, off int64) (Layout, error) {
 // be right, is an error, as of Probe.
 func Complete(r io.ReaderAt, size int64) (bool, error) {
 	_, err := Probe(context.Background(), r, size)
-	var cut *ErrTruncated
+	var cut *TruncatedError
 	if errors.As(err, &cut) {
 		return false, nil
 	}

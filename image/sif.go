@@ -74,14 +74,14 @@ func openSIF(w *window) (sifImage, error) {
 		}
 	}
 	if l.Size > w.size {
-		return s, &ErrTruncated{Have: w.size, Want: l.Size}
+		return s, &TruncatedError{Have: w.size, Want: l.Size}
 	}
 	return s, nil
 }
 
 func checkSIFHead(w *window) error {
 	if w.size < sifHeadSize {
-		return &ErrTruncated{Have: w.size, Want: sifHeadSize}
+		return &TruncatedError{Have: w.size, Want: sifHeadSize}
 	}
 	b := make([]byte, sifHeadSize)
 	if err := w.readFull(b, 0); err != nil {
@@ -93,7 +93,7 @@ func checkSIFHead(w *window) error {
 		return fmt.Errorf("%w: %d SIF descriptors at %d", ErrCorrupt, total, off)
 	}
 	if end := off + total*sifDescriptor; end > w.size {
-		return &ErrTruncated{Have: w.size, Want: end}
+		return &TruncatedError{Have: w.size, Want: end}
 	}
 	return nil
 }
