@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/backends/all"
+	"github.com/sregfs/sregfs/fs/catalog"
+	"github.com/sregfs/sregfs/fs/control"
+)
+
+// uriOf turns what a user named an image by into a URI: a path in a mount
+// becomes CLIENT://COLLECTION/IMAGE:TAG, all else is taken for a URI.
+func uriOf(arg string) (string, error) {
+	if strings.Contains(arg, "://") {
+		return arg, nil
+	}
+	abs, err := filepath.Abs(arg)
+	if err != nil {
+		return "", err
+	}
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
+		abs = filepath.Join(dir, filepath.Base(abs))
+		if target, err := filepath.EvalSymlinks(abs); err == nil {
+			abs = target // .search and .by-id are links
+		}
+	}
+	mount := ourMount(abs)
+	if mount == "" || abs == mount {
+		return arg, nil
+	}
+	client, rest, ok := strings.Cut(strings.TrimPrefix(abs, mount+"/"), "/")
+	dir, file := filepath.Split(rest)
+	ref, _, isImage := backends.ParseFile(file)
+	if !ok || !isImage {
+		return "", fmt.Errorf("%s is not an image of the tree; name it as MOUNT/CLIENT/COLLECTION/IMAGE:TAG.simg", arg)
+	}
+	ref.Collection = backends.ParseCollection(strings.TrimSuffix(dir, "/"))
+	return client + "://" + ref.String(), nil
+}
+
+// resolve finds the image that a user named, without a daemon.
+func (e *environment) resolve(ctx context.Context, arg string, bytes bool) (*catalog.Catalog, *catalog.Client, backends.Image, closer, error) {
+	uri, err := uriOf(arg)
+	if err != nil {
+		return nil, nil, backends.Image{}, nil, err
+	}
+	cat, aliases, done, err := e.openCatalog(ctx, bytes, false)
+	if err != nil {
+		return nil, nil, backends.Image{}, nil, err
+	}
+	cl, img, err := cat.Resolve(ctx, canonicalClient(uri, aliases), canonicalName(getenv("SREGISTRY_CLIENT"), aliases))
+	if err != nil {
+		done.Close()
+		return nil, nil, img, nil, err
+	}
+	return cat, cl, img, done, nil
+}
+
+func canonicalName(name string, aliases map[string]string) string {
+	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	if to, ok := aliases[name]; ok {
+		return to
+	}
+	return name
+}
+
+func canonicalClient(uri string, aliases map[string]string) string {
+	if c, rest, ok := strings.Cut(uri, "://"); ok {
+		return canonicalName(c, aliases) + "://" + rest
+	}
+	return uri
+}
+
+type shareCmd struct {
+	Image string `arg:"" help:"A URI, or a path in the mount."`
+	Email string `help:"Give this person access, where the client can." placeholder:"ADDRESS"`
+	Quiet bool   `short:"q" help:"Print the link alone."`
+}
+
+// Run shares an image and prints where.
+func (c *shareCmd) Run(ctx context.Context, e *environment) error {
+	_, cl, img, done, err := e.resolve(ctx, c.Image, false)
+	if err != nil {
+		return err
+	}
+	defer done.Close()
+	share, err := cl.Share(ctx, img, c.Email)
+	if err != nil {
+		return err
+	}
+	if !c.Quiet {
+		fmt.Fprintln(e.stdout, img.Ref.Latest())
+	}
+	switch {
+	case c.Email != "" && !c.Quiet:
+		fmt.Fprintf(e.stdout, "Share to %s complete: %s!\n", c.Email, share.ID)
+	case share.URL != "":
+		fmt.Fprintln(e.stdout, share.URL)
+	default:
+		fmt.Fprintln(e.stdout, share.ID)
+	}
+	return nil
+}
+
+type imagesCmd struct {
+	Query string `arg:"" optional:"" help:"Only images whose name, tag or URI contains this."`
+	Quiet bool   `short:"q" help:"Print the rows without a header."`
+}
+
+// Run prints the records as the seeds' client does.
+func (c *imagesCmd) Run(ctx context.Context, e *environment) error {
+	x, err := e.openIndex(ctx)
+	if err != nil {
+		return err
+	}
+	defer x.Close()
+	records, err := x.Records(ctx, c.Query)
+	if err != nil {
+		return err
+	}
+	if !c.Quiet {
+		fmt.Fprintln(e.stdout, "Containers:   [date]   [location]  [client]\t[uri]")
+	}
+	for i, r := range records {
+		location := "remote"
+		if r.Image != nil {
+			location = "local"
+		}
+		uri := r.URI
+		if r.Version != "" && !strings.Contains(uri, "@") {
+			uri += "@" + r.Version
+		}
+		fmt.Fprintf(e.stdout, "%d  %s\t%s\t   [%s]\t%s\n", i+1, r.Created.Format("January 02, 2006"), location, r.Client, uri)
+	}
+	return nil
+}
+
+type getCmd struct {
+	URI string `arg:"" help:"A URI, with its client or without."`
+}
+
+// Run prints one line: the path in the mount, or the local file, or else where
+// the image is.
+func (c *getCmd) Run(ctx context.Context, e *environment) error {
+	_, cl, img, done, err := e.resolve(ctx, c.URI, false)
+	if err != nil {
+		return err
+	}
+	defer done.Close()
+	line := img.URL
+	if path := cl.LocalPath(ctx, img); path != "" {
+		line = path
+	}
+	if d, err := control.Dial(ctx, e.cacheDir()); err == nil {
+		if st, err := d.Status(ctx); err == nil {
+			line = filepath.Join(st.Mount, cl.Name, img.Ref.Dir(), img.Ref.File())
+		}
+	}
+	if line == "" {
+		return fmt.Errorf("%s has no path while nothing is mounted; mount it with: sregfs mount DIR", c.URI)
+	}
+	fmt.Fprintln(e.stdout, line)
+	return nil
+}
+
+type rmCmd struct {
+	Image string `arg:"" help:"A URI, or a path in the mount."`
+}
+
+// Run forgets a record.
+func (c *rmCmd) Run(ctx context.Context, e *environment) error { return e.forget(ctx, c.Image, false) }
+
+type rmiCmd struct {
+	Image string `arg:"" help:"A URI, or a path in the mount."`
+}
+
+// Run forgets a record and the bytes.
+func (c *rmiCmd) Run(ctx context.Context, e *environment) error { return e.forget(ctx, c.Image, true) }
+
+// forget asks the daemon, which holds the cache, or does it itself where none
+// runs.
+func (e *environment) forget(ctx context.Context, arg string, bytes bool) error {
+	uri, err := uriOf(arg)
+	if err != nil {
+		return err
+	}
+	d, err := control.Dial(ctx, e.cacheDir())
+	if err == nil {
+		return d.Forget(ctx, control.ForgetRequest{URI: uri, Client: getenv("SREGISTRY_CLIENT"), Bytes: bytes})
+	}
+	_, cl, img, done, err := e.resolve(ctx, uri, bytes)
+	if err != nil {
+		return err
+	}
+	defer done.Close()
+	return cl.Forget(ctx, img, bytes)
+}
+
+type clientsCmd struct{}
+
+// Run lists the clients: those that are set up, and what the others lack.
+func (c *clientsCmd) Run(ctx context.Context, e *environment) error {
+	list, err := e.openClients(ctx)
+	if err != nil {
+		return err
+	}
+	for _, o := range list {
+		state := "ready"
+		var be *backends.Error
+		switch {
+		case o.err != nil && errors.As(o.err, &be) && be.Hint != "":
+			state = "lacks: " + be.Hint
+		case o.err != nil:
+			state = "fails: " + o.err.Error()
+		}
+		name := o.client.Name
+		if len(o.client.Aliases) > 0 {
+			name += " (" + strings.Join(o.client.Aliases, ", ") + ")"
+		}
+		fmt.Fprintf(e.stdout, "%-28s %s\n%-28s %s\n", name, o.client.About, "", state)
+	}
+	return nil
+}
+
+type loginCmd struct {
+	Name      string `arg:"" name:"client" help:"dropbox or gdrive."`
+	NoBrowser bool   `help:"Print the page's address and read the code from the terminal."`
+}
+
+// Run gets credentials from the user and stores them.
+func (c *loginCmd) Run(ctx context.Context, e *environment) error {
+	s, err := e.openSecrets()
+	if err != nil {
+		return err
+	}
+	known, err := all.Clients(e.Registry)
+	if err != nil {
+		return err
+	}
+	client, ok := all.Lookup(known, c.Name)
+	if !ok {
+		return fmt.Errorf("there is no client %q; \"sregfs clients\" lists them", c.Name)
+	}
+	if client.Login == nil {
+		return fmt.Errorf("the client %s needs no login; \"sregfs clients\" says what it needs", client.Name)
+	}
+	term := backends.Terminal{In: os.Stdin, Out: e.stderr}
+	if !c.NoBrowser {
+		term.OpenURL = func(url string) error { return exec.CommandContext(ctx, "xdg-open", url).Start() }
+	}
+	if err := client.Login(ctx, e.clientSettings(client.Name, s), term); err != nil {
+		return err
+	}
+	fmt.Fprintf(e.stdout, "Logged in to %s; the credentials are in %s.\n", client.Name, s.Path())
+	return nil
+}
+
+// waitReleased returns when no process holds the cache any more, or soon in
+// any case.
+func waitReleased(ctx context.Context, dir string) error {
+	for range 100 {
+		_, err := control.Dial(ctx, dir)
+		if err != nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return nil
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sregfs/sregfs/backends"
+)
+
+type doctorCmd struct {
+	Offline bool `help:"Ask no remote."`
+}
+
+// finding is one thing that was looked at.
+type finding struct {
+	name, state, advice string
+	bad                 bool
+}
+
+// Run looks at everything that is known to stand in the way, says what to do
+// about it, and fails if anything does.
+func (c *doctorCmd) Run(ctx context.Context, e *environment) error {
+	list := []finding{
+		checkDevice(), checkFusermount(), checkOthers(), checkPassthrough(e), checkRuntime(), checkCacheDisk(e), checkDatabase(ctx, e),
+	}
+	clients, err := e.openClients(ctx)
+	if err != nil {
+		list = append(list, finding{"clients", err.Error(), "", true})
+	}
+	for _, o := range clients {
+		list = append(list, c.checkClient(ctx, o))
+	}
+	bad := 0
+	for _, f := range list {
+		mark := "ok  "
+		if f.bad {
+			mark, bad = "FAIL", bad+1
+		} else if f.advice != "" {
+			mark = "note"
+		}
+		fmt.Fprintf(e.stdout, "%s  %-14s %s\n", mark, f.name, f.state)
+		if f.advice != "" {
+			fmt.Fprintf(e.stdout, "%-20s → %s\n", "", f.advice)
+		}
+	}
+	if bad > 0 {
+		return exitError(1)
+	}
+	return nil
+}
+
+func checkDevice() finding {
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err == nil {
+		f.Close()
+		return finding{name: "/dev/fuse", state: "can be opened"}
+	}
+	advice := "as root: chmod 0666 /dev/fuse"
+	if errors.Is(err, os.ErrNotExist) {
+		advice = "as root: modprobe fuse; in a container, pass --device /dev/fuse"
+	}
+	return finding{"/dev/fuse", err.Error(), advice, true}
+}
+
+func checkFusermount() finding {
+	path, err := exec.LookPath("fusermount3")
+	if err != nil {
+		return finding{"fusermount3", "is not installed", "install the package fuse3", true}
+	}
+	info, err := os.Stat(path)
+	if err == nil && info.Mode()&os.ModeSetuid == 0 && os.Geteuid() != 0 {
+		return finding{"fusermount3", path + " is not setuid root", "as root: chmod u+s " + path, true}
+	}
+	return finding{name: "fusermount3", state: path}
+}
+
+func checkOthers() finding {
+	if mayAllowOther() {
+		return finding{name: "other users", state: "--allow-other can be used"}
+	}
+	return finding{name: "other users", state: "cannot enter the mount, setuid runtimes neither",
+		advice: "if they must: put the line user_allow_other into /etc/fuse.conf and mount with --allow-other"}
+}
+
+func checkPassthrough(e *environment) finding {
+	f := finding{name: "passthrough"}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		f.state = err.Error()
+		return f
+	}
+	release := unix.ByteSliceToString(u.Release[:])
+	var major, minor int
+	_, _ = fmt.Sscanf(release, "%d.%d", &major, &minor)
+	switch {
+	case major < 6 || major == 6 && minor < 9:
+		f.state, f.advice = "not in Linux "+release, "cached images are read through the daemon; Linux 6.9 reads them at the disk's speed"
+	case os.Geteuid() != 0:
+		f.state, f.advice = "needs a mount by root", "cached images are read through the daemon and the page cache"
+	default:
+		f.state = "Linux " + release + " has it"
+	}
+	return f
+}
+
+func checkRuntime() finding {
+	for _, name := range []string{"apptainer", "singularity"} {
+		if path, err := exec.LookPath(name); err == nil {
+			f := finding{name: "runtime", state: path}
+			if n, err := os.ReadFile("/proc/sys/user/max_user_namespaces"); err == nil && strings.TrimSpace(string(n)) == "0" {
+				f.advice = "user namespaces are switched off; ordinary users then need a setuid runtime and --allow-other"
+			}
+			return f
+		}
+	}
+	return finding{name: "runtime", state: "neither apptainer nor singularity is installed",
+		advice: "images can be copied and inspected, not run"}
+}
+
+func checkCacheDisk(e *environment) finding {
+	dir := e.cacheDir()
+	f := finding{name: "cache"}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return finding{"cache", err.Error(), "name another folder with --cache-dir", true}
+	}
+	probe, err := os.CreateTemp(dir, ".doctor-")
+	if err != nil {
+		return finding{"cache", err.Error(), "name another folder with --cache-dir", true}
+	}
+	probe.Close()
+	os.Remove(probe.Name())
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return finding{"cache", err.Error(), "", true}
+	}
+	limit, err := cacheLimit(e.CacheSize, dir)
+	if err != nil {
+		return finding{"cache", err.Error(), "", true}
+	}
+	free := int64(st.Bavail) * st.Bsize
+	f.state = fmt.Sprintf("%s, %s free, limit %s", dir, size(free), size(limit))
+	if free < limit/2 {
+		f.advice = "the disk has less room than half the limit; set --cache-size lower"
+	}
+	if slow := map[int64]string{0x6969: "NFS", 0x0bd00bd0: "Lustre", 0xff534d42: "CIFS"}[st.Type]; slow != "" {
+		f.advice = "it is on " + slow + "; a local disk is faster and may be named with --cache-dir"
+	}
+	return f
+}
+
+func checkDatabase(ctx context.Context, e *environment) finding {
+	path := database()
+	if path == "" {
+		return finding{name: "database", state: "switched off by SREGISTRY_DISABLE"}
+	}
+	x, err := e.openIndex(ctx)
+	if err != nil {
+		return finding{"database", err.Error(), "", true}
+	}
+	defer x.Close()
+	records, err := x.Records(ctx, "")
+	if err != nil {
+		return finding{"database", err.Error(), "move " + filepath.Base(path) + " aside; a new one is made", true}
+	}
+	return finding{name: "database", state: fmt.Sprintf("%s, %d records", path, len(records))}
+}
+
+// clockSkew is how wrong a clock may be before signed requests and tokens
+// fail.
+const clockSkew = 5 * time.Minute
+
+func (c *doctorCmd) checkClient(ctx context.Context, o opened) finding {
+	f := finding{name: o.client.Name}
+	if o.err != nil {
+		f.state = o.err.Error()
+		if errors.Is(o.err, backends.ErrNotConfigured) {
+			f.state, f.advice = "not set up", backends.Hint(o.err)
+			return f
+		}
+		f.bad = true
+		return f
+	}
+	f.state = "set up"
+	a, ok := backends.As[backends.Accounter](o.store)
+	if !ok || c.Offline {
+		return f
+	}
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	name, err := a.Account(ctx)
+	if err != nil {
+		return finding{o.client.Name, err.Error(), backends.Hint(err), true}
+	}
+	f.state = "connected to " + name
+	return f
+}

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/backends/all"
+	"github.com/sregfs/sregfs/backends/secrets"
+	"github.com/sregfs/sregfs/cache"
+	"github.com/sregfs/sregfs/cache/staging"
+	"github.com/sregfs/sregfs/fs/catalog"
+	"github.com/sregfs/sregfs/index"
+)
+
+// environment is what a command runs in: where things are, and how to make
+// them.
+type environment struct {
+	settings
+	stdout, stderr io.Writer
+	log            *slog.Logger
+}
+
+// getenv reads a variable as Settings.Lookup does, without quotes and spaces.
+func getenv(name string) string {
+	return backends.Settings{Getenv: os.Getenv}.Lookup(name)
+}
+
+func yes(name string) bool { return backends.Settings{Getenv: os.Getenv}.Bool(name) }
+
+// singularityHome is $HOME/.singularity, the home of the seeds' files.
+func singularityHome() string {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = "/root"
+	}
+	return filepath.Join(home, ".singularity")
+}
+
+// cacheDir is where the cache, the staged pushes and our own state lie.
+func (e *environment) cacheDir() string {
+	if e.CacheDir != "" {
+		return e.CacheDir
+	}
+	if dir := getenv("SINGULARITY_CACHEDIR"); dir != "" {
+		return filepath.Join(dir, "sregfs")
+	}
+	return filepath.Join(singularityHome(), "sregfs")
+}
+
+// database is the path of the seeds' database, "" when it is disabled.
+func database() string {
+	if yes("SREGISTRY_DISABLE") {
+		return ""
+	}
+	path := getenv("SREGISTRY_DATABASE")
+	if path == "" {
+		return filepath.Join(singularityHome(), "sregistry.db")
+	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		path = filepath.Join(path, "sregistry.db")
+	}
+	return path
+}
+
+// secretsPath is the file that holds clients' credentials.
+func secretsPath() string {
+	if path := getenv("SREGISTRY_CLIENT_SECRETS"); path != "" {
+		return path
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = "/root"
+	}
+	return filepath.Join(home, ".sregistry")
+}
+
+func (e *environment) openSecrets() (*secrets.File, error) {
+	return secrets.Open(secretsPath())
+}
+
+func (e *environment) openIndex(ctx context.Context) (*index.Index, error) {
+	dir := e.cacheDir()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the cache folder: %w; name another one with --cache-dir", err)
+	}
+	return index.Open(ctx, index.Options{Database: database(), State: filepath.Join(dir, "state.db"), Log: e.log})
+}
+
+// clientSettings are what a client is opened with.
+func (e *environment) clientSettings(name string, s backends.Secrets) backends.Settings {
+	threads, err := strconv.Atoi(getenv("SREGISTRY_PYTHON_THREADS"))
+	if err != nil || threads < 1 {
+		threads = defaultThreads
+	}
+	return backends.Settings{
+		Client: name, Getenv: os.Getenv, Secrets: s, Log: e.log.With("client", name),
+		Parallel: threads, UserAgent: "sregfs/" + version,
+	}
+}
+
+// defaultThreads is the seeds' default of SREGISTRY_PYTHON_THREADS.
+const defaultThreads = 9
+
+// opened is one client with its store, or why there is none.
+type opened struct {
+	client backends.Client
+	store  backends.Store
+	err    error
+}
+
+// openClients opens every client that is wanted and set up.
+func (e *environment) openClients(ctx context.Context) ([]opened, error) {
+	s, err := e.openSecrets()
+	if err != nil {
+		return nil, err
+	}
+	known, err := all.Clients(e.Registry)
+	if err != nil {
+		return nil, err
+	}
+	wanted := map[string]bool{}
+	for _, name := range e.Client {
+		c, ok := all.Lookup(known, name)
+		if !ok {
+			return nil, fmt.Errorf("there is no client %q; \"sregfs clients\" lists them", name)
+		}
+		wanted[c.Name] = true
+	}
+	var list []opened
+	for _, c := range known {
+		if len(wanted) > 0 && !wanted[c.Name] {
+			continue
+		}
+		store, err := c.Open(ctx, e.clientSettings(c.Name, s))
+		if err != nil && wanted[c.Name] {
+			return nil, err
+		}
+		list = append(list, opened{c, store, err})
+	}
+	return list, nil
+}
+
+// closer ends what a command opened, in reverse order.
+type closer []func()
+
+func (c *closer) add(f func()) { *c = append(*c, f) }
+
+func (c closer) Close() {
+	for i := len(c) - 1; i >= 0; i-- {
+		c[i]()
+	}
+}
+
+// openCatalog opens all stores over the index. With bytes it also opens the
+// cache and the staging area, which one process at a time may hold.
+func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*catalog.Catalog, map[string]string, closer, error) {
+	var done closer
+	fail := func(err error) (*catalog.Catalog, map[string]string, closer, error) {
+		done.Close()
+		return nil, nil, nil, err
+	}
+	list, err := e.openClients(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	stores, aliases := map[string]backends.Store{}, map[string]string{}
+	for _, o := range list {
+		if o.err != nil {
+			if !errors.Is(o.err, backends.ErrNotConfigured) {
+				e.log.Error("a client is left out", "client", o.client.Name, "error", o.err)
+			}
+			continue
+		}
+		stores[o.client.Name] = o.store
+		if c, ok := o.store.(io.Closer); ok {
+			done.add(func() { _ = c.Close() })
+		}
+		for _, a := range o.client.Aliases {
+			aliases[a] = o.client.Name
+		}
+	}
+	x, err := e.openIndex(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	done.add(func() { _ = x.Close() })
+	o := catalog.Options{Index: x, ReadOnly: readOnly, Log: e.log, DockerCmd: yes("SREGISTRY_DOCKER_CMD")}
+	var cat *catalog.Catalog
+	if bytes {
+		objects := filepath.Join(e.cacheDir(), "objects")
+		if yes("SINGULARITY_DISABLE_CACHE") {
+			if objects, err = os.MkdirTemp("", "sregfs-cache-"); err != nil {
+				return fail(err)
+			}
+			done.add(func() { _ = os.RemoveAll(objects) })
+		}
+		limit, err := cacheLimit(e.CacheSize, e.cacheDir())
+		if err != nil {
+			return fail(err)
+		}
+		c, err := cache.Open(objects, cache.Options{
+			Limit: limit, Parallel: e.clientSettings("", nil).Parallel, Log: e.log,
+			OnComplete: func(done cache.Completed) { cat.Learnt(done.Key, done.MD5) },
+		})
+		if err != nil {
+			return fail(err)
+		}
+		done.add(func() { _ = c.Close() })
+		o.Cache = c
+		if o.Staging, err = staging.Open(filepath.Join(e.cacheDir(), "staging"), staging.Options{Reserve: c.Reserve, Log: e.log}); err != nil {
+			return fail(err)
+		}
+		done.add(func() { _ = o.Staging.Close() })
+	}
+	if cat, err = catalog.New(stores, o); err != nil {
+		return fail(err)
+	}
+	done.add(cat.Close)
+	return cat, aliases, done, nil
+}
+
+// cacheLimit parses a size in bytes, with a suffix K, M, G or T of 1024, or a
+// share of the disk that dir is on.
+func cacheLimit(s, dir string) (int64, error) {
+	bad := fmt.Errorf("cache size %q: write it as 50G or 20%%", s)
+	if share, ok := strings.CutSuffix(s, "%"); ok {
+		p, err := strconv.ParseFloat(share, 64)
+		if err != nil || p <= 0 || p > 100 {
+			return 0, bad
+		}
+		var st syscall.Statfs_t
+		for d := dir; ; d = filepath.Dir(d) {
+			err := syscall.Statfs(d, &st)
+			if err == nil {
+				break
+			}
+			if d == filepath.Dir(d) {
+				return 0, fmt.Errorf("ask for the cache disk's size: %w", err)
+			}
+		}
+		return int64(float64(st.Blocks) * float64(st.Bsize) * p / 100), nil
+	}
+	num, unit := strings.TrimRight(strings.ToUpper(s), "IB"), int64(1)
+	for i, suffix := range []string{"K", "M", "G", "T"} {
+		if n, ok := strings.CutSuffix(num, suffix); ok {
+			num, unit = n, 1<<(10*(i+1))
+		}
+	}
+	n, err := strconv.ParseFloat(num, 64)
+	if err != nil || n <= 0 {
+		return 0, bad
+	}
+	return int64(n * float64(unit)), nil
+}

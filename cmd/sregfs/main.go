@@ -1,0 +1,127 @@
+// Command sregfs mounts the places where Singularity images are kept as one
+// directory tree, and does the few things that have no verb in a filesystem.
+//
+// It is flags and wiring only: see fs/ for the tree and fs/catalog for what is
+// done with images.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	kongcompletion "github.com/jotaen/kong-completion"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// cli is the command line.
+type cli struct {
+	Mount   mountCmd   `cmd:"" help:"Mount the tree at a directory."`
+	Unmount unmountCmd `cmd:"" aliases:"umount" help:"Take a mount down."`
+	Share   shareCmd   `cmd:"" help:"Share an image by link, or with a person by e-mail."`
+	Images  imagesCmd  `cmd:"" help:"List the images on record."`
+	Get     getCmd     `cmd:"" help:"Print an image's path, and nothing else."`
+	Rm      rmCmd      `cmd:"" help:"Forget the local record of an image. The remote keeps the image."`
+	Rmi     rmiCmd     `cmd:"" help:"Forget the record and drop the local bytes. The remote keeps the image."`
+	Status  statusCmd  `cmd:"" help:"Show what is mounted, cached, waiting and what went wrong."`
+	Clients clientsCmd `cmd:"" help:"List the clients and what each one lacks."`
+	Login   loginCmd   `cmd:"" help:"Get credentials for a client."`
+	Doctor  doctorCmd  `cmd:"" help:"Look for what stands in the way on this machine."`
+
+	Completion kongcompletion.Completion `cmd:"" help:"Print how to switch on tab completion for your shell."`
+
+	settings
+	Version kong.VersionFlag `help:"Print the version and exit."`
+}
+
+// settings are shared by all commands.
+type settings struct {
+	Config    string            `help:"Configuration file." placeholder:"FILE" env:"SREGFS_CONFIG" type:"path"`
+	Client    []string          `help:"Only these clients (repeatable)." placeholder:"NAME"`
+	Registry  map[string]string `help:"A further OCI registry (repeatable); an http:// URL means plain HTTP." placeholder:"NAME=URL" mapsep:"none"`
+	CacheDir  string            `help:"Where fetched and staged bytes are kept (default: sregfs in SINGULARITY_CACHEDIR)." placeholder:"DIR" type:"path"`
+	CacheSize string            `help:"Limit of the cache, such as 50G, or 20% of its disk." placeholder:"SIZE" default:"20%"`
+	LogLevel  string            `help:"How much to log: debug, info, warn or error." enum:"debug,info,warn,error" default:"info" env:"SREGFS_LOG_LEVEL"`
+	LogFormat string            `help:"How to log: text or json." enum:"text,json" default:"text" env:"SREGFS_LOG_FORMAT"`
+}
+
+// exitError ends the program with a status and no message of its own.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+func main() {
+	args := os.Args[1:]
+	if mountArgs, ok := fromMountHelper(os.Args); ok {
+		args = mountArgs
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, args, os.Stdout, os.Stderr)
+	var code exitError
+	switch {
+	case err == nil:
+	case errors.As(err, &code):
+		os.Exit(int(code))
+	case errors.Is(err, context.Canceled):
+		os.Exit(130)
+	default:
+		fmt.Fprintln(os.Stderr, "sregfs:", err)
+		os.Exit(1)
+	}
+}
+
+// run parses args and runs the command they name.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	var c cli
+	file, err := loadConfig(configPath(args))
+	if err != nil {
+		return err
+	}
+	parser, err := kong.New(&c,
+		kong.Name("sregfs"),
+		kong.Description("Container images in Dropbox, Google Drive, registries and on disk as one directory tree.\n\n"+
+			"Everything not listed here is done by ordinary programs on the mounted tree: cp pushes, ls lists, "+
+			"getfattr and cat IMAGE.json inspect, mv renames, rm deletes."),
+		kong.Vars{"version": "sregfs " + version},
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.Writers(stdout, stderr),
+		kong.Resolvers(file),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+	)
+	if err != nil {
+		return err
+	}
+	kongcompletion.Register(parser)
+	parsed, err := parser.Parse(args)
+	if err != nil {
+		var pe *kong.ParseError
+		if errors.As(err, &pe) {
+			_ = pe.Context.PrintUsage(true)
+			fmt.Fprintln(stderr, "sregfs:", err)
+			return exitError(2)
+		}
+		return err
+	}
+	env := &environment{settings: c.settings, stdout: stdout, stderr: stderr, log: newLogger(c.settings, stderr)}
+	return parsed.Run(env)
+}
+
+func newLogger(s settings, w io.Writer) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(s.LogLevel)) // kong has checked it
+	o := &slog.HandlerOptions{Level: level}
+	if s.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/sregfs/sregfs/fs"
+	"github.com/sregfs/sregfs/fs/control"
+)
+
+type mountCmd struct {
+	Dir        string `arg:"" help:"An existing directory." type:"path"`
+	Daemon     bool   `help:"Return once the tree is ready, and go on in the background."`
+	ReadOnly   bool   `help:"Refuse every change."`
+	AllowOther bool   `help:"Let other users read the mount; for setuid runtimes and shared nodes."`
+	DebugFuse  bool   `help:"Log every FUSE message." hidden:""`
+}
+
+// readyFD is the descriptor on which a daemon tells its parent that it is
+// ready, or why not.
+const (
+	readyEnv = "SREGFS_READY_FD"
+	readyFD  = 3
+)
+
+// Run mounts, and serves until it is unmounted or told to stop.
+func (c *mountCmd) Run(ctx context.Context, e *environment) error {
+	if c.Daemon && os.Getenv(readyEnv) == "" {
+		return c.daemonize(e)
+	}
+	ready := func(err error) {}
+	if os.Getenv(readyEnv) != "" {
+		pipe := os.NewFile(readyFD, "ready")
+		ready = func(err error) {
+			if err != nil {
+				fmt.Fprintln(pipe, err)
+			} else {
+				fmt.Fprintln(pipe, "ready")
+			}
+			pipe.Close()
+		}
+	}
+	err := c.serve(ctx, e, ready)
+	if err != nil {
+		ready(err)
+	}
+	return err
+}
+
+func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error)) error {
+	if err := checkMountPoint(ctx, c.Dir, e.log); err != nil {
+		return err
+	}
+	allowOther := c.AllowOther
+	if allowOther && !mayAllowOther() {
+		e.log.Warn("--allow-other is left out: /etc/fuse.conf has no line user_allow_other; other users and setuid programs cannot enter the mount")
+		allowOther = false
+	}
+	cat, aliases, done, err := e.openCatalog(ctx, true, c.ReadOnly)
+	if err != nil {
+		return err
+	}
+	defer done.Close()
+	tree, err := fs.Mount(c.Dir, cat, fs.Options{
+		AllowOther: allowOther, ReadOnly: c.ReadOnly, Aliases: aliases,
+		StackedCache: onOverlay(e.cacheDir()), Debug: c.DebugFuse, Log: e.log,
+	})
+	if err != nil {
+		return fmt.Errorf("mount %s: %w; \"sregfs doctor\" looks for what stands in the way", c.Dir, err)
+	}
+	cat.Start()
+	cat.Resume()
+	raiseReadAhead(c.Dir)
+	srv := &control.Server{Catalog: cat, About: control.Status{
+		Version: version, Mount: c.Dir, Since: time.Now(), ReadOnly: c.ReadOnly,
+		Cache: &control.CacheStatus{Dir: e.cacheDir()},
+	}}
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	go func() {
+		if err := srv.Serve(serving, e.cacheDir()); err != nil {
+			e.log.Warn("commands cannot reach this mount", "error", err)
+		}
+	}()
+	names := make([]string, 0, len(cat.Clients()))
+	for _, cl := range cat.Clients() {
+		names = append(names, cl.Name)
+	}
+	fmt.Fprintf(e.stderr, "sregfs: %s is ready with %s\n", c.Dir, strings.Join(names, ", "))
+	ready(nil)
+	go unmountOnSignal(tree, c.Dir, e)
+	tree.Wait()
+	return nil
+}
+
+// unmountOnSignal unmounts when the program is told to stop. A mount that is
+// busy says so and stays; a second signal takes it out of the tree at once,
+// while open files go on until they are closed.
+func unmountOnSignal(tree *fs.Tree, dir string, e *environment) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	for range signals {
+		err := tree.Unmount()
+		if err == nil {
+			return
+		}
+		e.log.Warn("the mount is busy; stop what uses it, or signal again to detach it", "mount", dir, "error", err)
+		<-signals
+		if err := detach(dir); err != nil {
+			e.log.Error("cannot detach the mount", "mount", dir, "error", err)
+			continue
+		}
+		return
+	}
+}
+
+// daemonize runs this very command in a session of its own and returns when
+// that says that it is ready.
+func (c *mountCmd) daemonize(e *environment) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(e.cacheDir(), 0o700); err != nil {
+		return fmt.Errorf("make the cache folder: %w", err)
+	}
+	logPath := filepath.Join(e.cacheDir(), "sregfs.log")
+	logFile, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	defer logFile.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	cmd := exec.Command(self, daemonArgs(os.Args)...)
+	cmd.Env = append(os.Environ(), readyEnv+"=1")
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		w.Close()
+		return fmt.Errorf("start in the background: %w", err)
+	}
+	w.Close()
+	line, err := bufio.NewReader(r).ReadString('\n')
+	switch line = strings.TrimSpace(line); {
+	case line == "ready":
+		fmt.Fprintf(e.stderr, "sregfs: %s is ready; process %d, log in %s\n", c.Dir, cmd.Process.Pid, logPath)
+		return cmd.Process.Release()
+	case line != "":
+		_ = cmd.Wait()
+		return errors.New(line)
+	}
+	waitErr := cmd.Wait()
+	return fmt.Errorf("the background process ended before it was ready (%w); see %s", errors.Join(err, waitErr), logPath)
+}
+
+// daemonArgs are the arguments for the process in the background.
+func daemonArgs(args []string) []string {
+	if translated, ok := fromMountHelper(args); ok {
+		return translated
+	}
+	return args[1:]
+}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// fsType is the tree's type in the mount table.
+const fsType = "fuse.sregfs"
+
+// mountEntry is one line of the mount table.
+type mountEntry struct{ dir, fsType string }
+
+// mountTable reads /proc/self/mountinfo (proc_pid_mountinfo(5)).
+func mountTable() ([]mountEntry, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var list []mountEntry
+	for s := bufio.NewScanner(f); s.Scan(); {
+		before, after, ok := strings.Cut(s.Text(), " - ")
+		left, right := strings.Fields(before), strings.Fields(after)
+		if ok && len(left) > 4 && len(right) > 0 {
+			list = append(list, mountEntry{unescapeMount(left[4]), right[0]})
+		}
+	}
+	return list, nil
+}
+
+// unescapeMount undoes the octal escapes of spaces and the like.
+func unescapeMount(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if v, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(v))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// ourMount is the sregfs mount that path lies in, "" when there is none.
+func ourMount(path string) string {
+	table, err := mountTable()
+	if err != nil {
+		return ""
+	}
+	best := ""
+	for _, m := range table {
+		if m.fsType == fsType && (path == m.dir || strings.HasPrefix(path, m.dir+"/")) && len(m.dir) > len(best) {
+			best = m.dir
+		}
+	}
+	return best
+}
+
+// checkMountPoint says in one sentence why dir cannot be mounted on. A dead
+// mount that a crash left there is taken away.
+func checkMountPoint(ctx context.Context, dir string, log *slog.Logger) error {
+	info, err := os.Stat(dir)
+	if errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.EACCES) && ourMount(dir) == dir && !answers(dir) {
+		log.Warn("replacing a dead mount", "mount", dir)
+		if err := detach(dir); err != nil {
+			return fmt.Errorf("take away the dead mount at %s: %w", dir, err)
+		}
+		info, err = os.Stat(dir)
+	}
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("mount point %s does not exist; make it with: mkdir -p %s", dir, dir)
+	case err != nil:
+		return fmt.Errorf("mount point: %w", err)
+	case !info.IsDir():
+		return fmt.Errorf("mount point %s is not a directory", dir)
+	case ourMount(dir) == dir:
+		return fmt.Errorf("%s is already a mount of sregfs; take it down with: sregfs unmount %s", dir, dir)
+	}
+	entries, err := os.ReadDir(dir)
+	if err == nil && len(entries) > 0 {
+		return fmt.Errorf("mount point %s is not empty; what is in it would be hidden", dir)
+	}
+	return nil
+}
+
+// answers reports whether somebody serves the mount at dir.
+func answers(dir string) bool {
+	_, err := os.ReadDir(dir)
+	return err == nil
+}
+
+// detach takes a mount out of the tree even while it is in use.
+func detach(dir string) error {
+	if os.Geteuid() == 0 {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err == nil {
+			return nil
+		}
+	}
+	out, err := exec.Command("fusermount3", "-u", "-z", dir).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("fusermount3: %s", strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// mayAllowOther reports whether fusermount3 lets this user open a mount to
+// others.
+func mayAllowOther() bool {
+	if os.Geteuid() == 0 {
+		return true
+	}
+	data, err := os.ReadFile("/etc/fuse.conf")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(data)) {
+		if strings.TrimSpace(line) == "user_allow_other" {
+			return true
+		}
+	}
+	return false
+}
+
+// onOverlay reports whether the nearest existing folder of path is on an
+// overlay file system, which counts as one level of stacking.
+func onOverlay(path string) bool {
+	const overlayMagic = 0x794c7630 // OVERLAYFS_SUPER_MAGIC of linux/magic.h
+	for {
+		var st unix.Statfs_t
+		if err := unix.Statfs(path, &st); err == nil {
+			return st.Type == overlayMagic
+		}
+		if path == filepath.Dir(path) {
+			return false
+		}
+		path = filepath.Dir(path)
+	}
+}
+
+// raiseReadAhead lets the kernel ask for more than 128 KiB at once, where root
+// may say so. It is a help, not a need: errors are of no consequence.
+func raiseReadAhead(dir string) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return
+	}
+	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+	_ = os.WriteFile(path, []byte("1024"), 0o644)
+}
+
+type unmountCmd struct {
+	Dir  string `arg:"" help:"Where it is mounted." type:"path"`
+	Lazy bool   `help:"Detach even while files are open; they go on until they are closed."`
+}
+
+// Run unmounts and waits until the daemon is gone, so that a new one may take
+// the cache.
+func (c *unmountCmd) Run(ctx context.Context, e *environment) error {
+	if ourMount(c.Dir) != c.Dir {
+		return fmt.Errorf("%s is not a mount of sregfs", c.Dir)
+	}
+	if c.Lazy {
+		return detach(c.Dir)
+	}
+	if os.Geteuid() == 0 {
+		if err := unix.Unmount(c.Dir, 0); err == nil {
+			return waitReleased(ctx, e.cacheDir())
+		}
+	}
+	out, err := exec.CommandContext(ctx, "fusermount3", "-u", c.Dir).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("unmount %s: %s; stop what uses it, or add --lazy", c.Dir, strings.TrimSpace(string(out)))
+	}
+	return waitReleased(ctx, e.cacheDir())
+}

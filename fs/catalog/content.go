@@ -1,0 +1,226 @@
+package catalog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"hash"
+	"io"
+	"os"
+
+	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/cache"
+	"github.com/sregfs/sregfs/image"
+)
+
+// Content is one open version of an image. It is safe for concurrent use; the
+// caller closes it.
+type Content struct {
+	size int64
+	file *os.File      // an image of a local store
+	obj  *cache.Object // otherwise
+}
+
+// Open opens exactly the version that img names. Nothing is fetched yet, but a
+// container image is first made into one file, which waits for its layers.
+func (cl *Client) Open(ctx context.Context, img backends.Image) (*Content, error) {
+	if l, ok := backends.As[backends.Localer](cl.Store); ok {
+		f, err := l.LocalFile(ctx, img)
+		if err == nil {
+			return &Content{size: img.Size, file: f}, nil
+		}
+		if !errors.Is(err, errors.ErrUnsupported) {
+			return nil, err
+		}
+		// A record without a file: its bytes are fetched like any others.
+	}
+	if cl.cat.opts.Cache == nil {
+		return nil, &backends.Error{Op: "open", Client: cl.Name, Ref: img.Ref, Err: errNoCache}
+	}
+	if img.Layered {
+		return cl.openLayered(ctx, img)
+	}
+	obj, err := cl.cat.opts.Cache.Object(cache.Spec{
+		Key:     img.ContentKey(cl.Name),
+		Size:    img.Size,
+		Sum:     sumOf(img.Sum),
+		Fetcher: fetcher{cl.Store, img},
+	})
+	if err != nil {
+		return nil, &backends.Error{Op: "open", Client: cl.Name, Ref: img.Ref, Err: err}
+	}
+	cl.hint(ctx, img, obj)
+	return &Content{size: obj.Size(), obj: obj}, nil
+}
+
+// hint asks ahead for what the image's first start read last time, on this
+// cache or as far as its access profile has been remembered.
+func (cl *Client) hint(ctx context.Context, img backends.Image, obj *cache.Object) {
+	if obj.Complete() {
+		return
+	}
+	data, ok, err := cl.cat.opts.Index.Note(ctx, noteProfile, img.ContentKey(cl.Name))
+	if err != nil || !ok {
+		return
+	}
+	var ranges []cache.Range
+	if json.Unmarshal(data, &ranges) == nil {
+		obj.Prefetch(ranges)
+	}
+}
+
+// Learn remembers what has been read of an image, for its next cold start. It
+// is called when a reader closes; the first start of a version is the one that
+// counts.
+func (cl *Client) Learn(img backends.Image, c *Content) {
+	if c.obj == nil {
+		return
+	}
+	x, key := cl.cat.opts.Index, img.ContentKey(cl.Name)
+	if _, ok, err := x.Note(cl.cat.ctx, noteProfile, key); err != nil || ok {
+		return
+	}
+	trace := c.obj.Trace()
+	var read int64
+	for _, r := range trace {
+		read += r.N
+	}
+	// Whoever reads most of an image copies it; that teaches nothing.
+	if len(trace) == 0 || read > c.size/4 {
+		return
+	}
+	data, err := json.Marshal(trace)
+	if err == nil {
+		err = x.SetNote(cl.cat.ctx, noteProfile, key, data)
+	}
+	if err != nil && cl.cat.ctx.Err() == nil {
+		cl.log.Warn("cannot remember an access profile", "image", img.Ref.String(), "error", err)
+	}
+}
+
+const noteProfile = "profile" // content key → ranges of a first start
+
+// Size is the content's length in bytes.
+func (c *Content) Size() int64 { return c.size }
+
+// ReadAt reads as io.ReaderAt does and waits only for the bytes asked for, or
+// until ctx is done.
+func (c *Content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if c.file != nil {
+		return c.file.ReadAt(p, off)
+	}
+	return c.obj.ReadAt(ctx, p, off)
+}
+
+// File returns the file on this machine that holds the whole content, if one
+// does. It is valid until Close.
+func (c *Content) File() (*os.File, bool) {
+	if c.file != nil {
+		return c.file, true
+	}
+	return c.obj.File()
+}
+
+// Fill fetches all of it.
+func (c *Content) Fill(ctx context.Context) error {
+	if c.file != nil {
+		return nil
+	}
+	return c.obj.Fill(ctx)
+}
+
+// Close lets go of the content.
+func (c *Content) Close() error {
+	if c.file != nil {
+		return c.file.Close()
+	}
+	return c.obj.Close()
+}
+
+// readerAt reads a Content under one context.
+type readerAt struct {
+	ctx context.Context
+	c   *Content
+}
+
+func (r readerAt) ReadAt(p []byte, off int64) (int, error) { return r.c.ReadAt(r.ctx, p, off) }
+
+// fetcher reads one version of an image from its store.
+type fetcher struct {
+	store backends.Store
+	img   backends.Image
+}
+
+func (f fetcher) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	return f.store.OpenRange(ctx, f.img, off, n)
+}
+
+func sumOf(s backends.Checksum) cache.Sum {
+	if s.IsZero() || backends.NewHash(s.Algorithm) == nil {
+		return cache.Sum{}
+	}
+	return cache.Sum{Hex: s.Hex, New: func() hash.Hash { return backends.NewHash(s.Algorithm) }}
+}
+
+// Cached returns how much of an image is here.
+func (cl *Client) Cached(img backends.Image) (bytes int64, complete bool) {
+	if cl.onDisk(img) {
+		return img.Size, true
+	}
+	if cl.cat.opts.Cache == nil {
+		return 0, false
+	}
+	bytes, _, complete = cl.cat.opts.Cache.Stat(img.ContentKey(cl.Name))
+	return bytes, complete
+}
+
+// Learnt is to be called when the cache has verified a whole object
+// (cache.Options.OnComplete): its MD5 is the image's version from then on.
+func (c *Catalog) Learnt(key, md5 string) {
+	x := c.opts.Index
+	err := errors.Join(
+		x.LearnVersion(c.ctx, key, md5),
+		x.SetNote(c.ctx, noteMD5, key, []byte(md5)),
+		x.SetNote(c.ctx, noteContent, md5, []byte(key)))
+	if err != nil && c.ctx.Err() == nil {
+		c.log.Warn("cannot note a version", "error", err)
+	}
+}
+
+// Attributes are what the image says of itself, as the seeds' record has them.
+// They are read by a few ranges the first time and remembered by content.
+func (cl *Client) Attributes(ctx context.Context, img backends.Image) (json.RawMessage, error) {
+	x, key := cl.cat.opts.Index, img.ContentKey(cl.Name)
+	if data, ok, err := x.Attributes(ctx, key); err == nil && ok {
+		return data, nil
+	}
+	var attrs image.Attributes
+	if img.Layered {
+		var err error
+		if attrs, err = cl.layeredAttributes(ctx, img); err != nil {
+			return nil, err
+		}
+	} else {
+		c, err := cl.Open(ctx, img)
+		if err != nil {
+			return nil, err
+		}
+		defer c.Close()
+		attrs, err = image.Inspect(ctx, readerAt{ctx, c}, c.Size())
+		switch {
+		case errors.Is(err, image.ErrNotImage), errors.Is(err, image.ErrCorrupt), Truncated(err):
+			// What it is not is known as well; it has no attributes.
+			cl.log.Warn("no attributes in an image", "image", img.Ref.String(), "error", err)
+		case err != nil:
+			return nil, err
+		}
+	}
+	data, err := json.Marshal(attrs)
+	if err != nil {
+		return nil, err
+	}
+	if err := x.SetAttributes(ctx, key, data, image.Labels(attrs)); err != nil {
+		return nil, err
+	}
+	return data, nil
+}

@@ -1,0 +1,193 @@
+package catalog
+
+import (
+	"context"
+	"crypto/md5"
+	"crypto/sha256"
+	"encoding/hex"
+	"hash"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/cache/staging"
+)
+
+// prefixSums hashes a file while it is written from start to end, so that a
+// commit need not read it again. Any other order of writing breaks it, and the
+// commit hashes the file.
+type prefixSums struct {
+	md5, sha256 hash.Hash
+	n           int64
+	broken      bool
+}
+
+func newPrefixSums() *prefixSums { return &prefixSums{md5: md5.New(), sha256: sha256.New()} }
+
+func (s *prefixSums) wrote(p []byte, off int64) {
+	switch {
+	case s.broken:
+	case off == s.n:
+		s.md5.Write(p)
+		s.sha256.Write(p)
+		s.n += int64(len(p))
+	default:
+		s.broken = true
+	}
+}
+
+func (s *prefixSums) truncated(size int64) {
+	switch {
+	case size == 0:
+		*s = *newPrefixSums()
+	case size < s.n:
+		s.broken = true
+	}
+}
+
+// whole returns both sums if they cover exactly size bytes.
+func (s *prefixSums) whole(size int64) (md5sum, sha256sum string, ok bool) {
+	if s.broken || s.n != size {
+		return "", "", false
+	}
+	return hex.EncodeToString(s.md5.Sum(nil)), hex.EncodeToString(s.sha256.Sum(nil)), true
+}
+
+// aheadMin is how much must have been written before sending ahead begins:
+// below it one request at the end is cheaper.
+const aheadMin = 8 << 20
+
+// aheadUpload sends the parts of a file that is still being written, so that
+// the copy and the upload take their time together. It begins once aheadMin
+// bytes have been written in order; what is written again after it was sent
+// ends it, and the commit then sends everything anew.
+type aheadUpload struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	wake   chan struct{} // something was written, or it is time to finish
+	done   chan struct{} // closed when nothing of it runs any more
+
+	// Guarded by Staged.mu.
+	next   int64 // parts below it are sent or on their way
+	finish bool  // no more will be written
+
+	// Owned by run until done is closed.
+	up  backends.Upload
+	err error
+}
+
+// wroteAhead takes notice of a write of n bytes at off. It is called with s.mu
+// held, after s.sums was told.
+func (s *Staged) wroteAhead(off int64) {
+	switch a := s.ahead; {
+	case a == nil:
+		if !s.aheadTried && !s.sums.broken && s.sums.n >= aheadMin && !s.to.IsZero() && !s.cl.Local() {
+			s.aheadTried = true
+			s.startAhead()
+		}
+	case off < a.next || s.sums.broken:
+		s.stopAhead()
+	default:
+		a.poke()
+	}
+}
+
+func (a *aheadUpload) poke() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Staged) startAhead() {
+	pusher, ok := backends.As[backends.Pusher](s.cl.Store)
+	if !ok {
+		return
+	}
+	a := &aheadUpload{wake: make(chan struct{}, 1), done: make(chan struct{})}
+	a.ctx, a.cancel = context.WithCancel(s.cl.cat.ctx)
+	s.ahead = a
+	to := s.to
+	s.cl.cat.work.Go(func() {
+		defer close(a.done)
+		if a.up, a.err = pusher.Begin(a.ctx, to, ""); a.err == nil {
+			a.err = a.run(s)
+		}
+	})
+}
+
+// run sends parts as they become whole, until finish or the end of a.ctx.
+func (a *aheadUpload) run(s *Staged) error {
+	size := a.up.PartSize()
+	if size == 0 {
+		return nil
+	}
+	if err := s.file.Update(func(m *staging.Meta) { m.UploadState = a.up.State() }); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(a.ctx)
+	g.SetLimit(max(1, a.up.Parallel()))
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		part, whole, finish := a.next, a.next+size <= s.sums.n, a.finish
+		if whole {
+			a.next += size
+		}
+		s.mu.Unlock()
+		switch {
+		case whole:
+			g.Go(func() error { return a.up.Part(ctx, part, s.file) })
+		case finish:
+			return g.Wait()
+		default:
+			select {
+			case <-a.wake:
+			case <-ctx.Done():
+			}
+		}
+	}
+	return g.Wait()
+}
+
+// stopAhead gives up what was sent ahead. It is called with s.mu held.
+func (s *Staged) stopAhead() {
+	a := s.ahead
+	if a == nil {
+		return
+	}
+	s.ahead = nil
+	a.cancel()
+	s.cl.cat.work.Go(func() {
+		<-a.done
+		a.abort()
+	})
+}
+
+func (a *aheadUpload) abort() {
+	if a.up != nil {
+		_ = a.up.Abort(context.WithoutCancel(a.ctx))
+	}
+}
+
+// takeAhead hands over the upload for the commit once its parts have arrived;
+// nil when there is none, or when it failed and everything has to be sent.
+func (s *Staged) takeAhead() backends.Upload {
+	s.mu.Lock()
+	a := s.ahead
+	s.ahead = nil
+	if a != nil {
+		a.finish = true
+	}
+	s.mu.Unlock()
+	if a == nil {
+		return nil
+	}
+	a.poke()
+	<-a.done
+	if a.err != nil {
+		s.cl.log.Debug("sending ahead failed; sending everything", "error", a.err)
+		a.abort()
+		return nil
+	}
+	return a.up
+}

@@ -1,0 +1,230 @@
+// Package control lets the commands of sregfs talk with the daemon that holds
+// the cache: HTTP with JSON over a Unix socket in the cache directory, which
+// is its owner's alone.
+//
+// It knows the catalog and nothing of FUSE. Serve is the daemon's side, Dial
+// the command's.
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/sregfs/sregfs/fs/catalog"
+)
+
+// socketName is the socket's name in the cache directory.
+const socketName = "control.sock"
+
+// Status is what a daemon says of itself.
+type Status struct {
+	PID         int               `json:"pid"`
+	Version     string            `json:"version"`
+	Mount       string            `json:"mount"`
+	Since       time.Time         `json:"since"`
+	ReadOnly    bool              `json:"read_only"`
+	Clients     []ClientStatus    `json:"clients"`
+	Cache       *CacheStatus      `json:"cache,omitempty"`
+	Held        []catalog.Held    `json:"held"`
+	Failures    []catalog.Failure `json:"failures"`
+	Passthrough string            `json:"passthrough,omitempty"`
+}
+
+// ClientStatus is one client's part of Status.
+type ClientStatus struct {
+	Name        string    `json:"name"`
+	Images      int64     `json:"images"`
+	Collections int64     `json:"collections"`
+	Listed      bool      `json:"listed"`
+	Live        bool      `json:"live"`
+	At          time.Time `json:"at,omitzero"`
+	Error       string    `json:"error,omitempty"`
+}
+
+// CacheStatus is the cache's part of Status, in bytes where nothing else is
+// said.
+type CacheStatus struct {
+	Dir            string `json:"dir"`
+	Used           int64  `json:"used"`
+	Reserved       int64  `json:"reserved"`
+	Limit          int64  `json:"limit"`
+	Objects        int    `json:"objects"`
+	Fetched        int64  `json:"fetched"`
+	Hits           int64  `json:"hits"`
+	Misses         int64  `json:"misses"`
+	Evictions      int64  `json:"evictions"`
+	VerifyFailures int64  `json:"verify_failures"`
+}
+
+// Server answers commands for one mount.
+type Server struct {
+	Catalog *catalog.Catalog
+	// About is the part of Status that the caller knows.
+	About Status
+	// Stop unmounts; nil where that is not to be had.
+	Stop func() error
+}
+
+// Serve answers on the socket in dir until ctx is done. A socket that a dead
+// daemon left is replaced: the caller holds the cache's lock.
+func (s *Server) Serve(ctx context.Context, dir string) error {
+	path := filepath.Join(dir, socketName)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("replace the control socket: %w", err)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return fmt.Errorf("open the control socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return fmt.Errorf("close the control socket to others: %w", err)
+	}
+	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, s.Status(r.Context()), nil)
+	})
+	mux.HandleFunc("POST /forget", func(w http.ResponseWriter, r *http.Request) {
+		var q ForgetRequest
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(&q); err != nil {
+			reply(w, nil, err)
+			return
+		}
+		cl, img, err := s.Catalog.Resolve(r.Context(), q.URI, q.Client)
+		if err == nil {
+			err = cl.Forget(r.Context(), img, q.Bytes)
+		}
+		reply(w, struct{}{}, err)
+	})
+	return mux
+}
+
+// Status gathers what the daemon knows, without asking any remote.
+func (s *Server) Status(ctx context.Context) Status {
+	st := s.About
+	st.PID = os.Getpid()
+	for _, cl := range s.Catalog.Clients() {
+		l := cl.Listing()
+		c := ClientStatus{Name: cl.Name, Listed: l.Known, Live: l.Live, At: l.At}
+		if l.Err != nil {
+			c.Error = l.Err.Error()
+		}
+		c.Images, c.Collections, _ = s.Catalog.Index().Count(ctx, cl.Name)
+		st.Clients = append(st.Clients, c)
+	}
+	if c := s.Catalog.Cache(); c != nil {
+		x := c.Stats()
+		cs := CacheStatus{
+			Used: x.Used, Reserved: x.Reserved, Limit: x.Limit, Objects: x.Objects, Fetched: x.Fetched,
+			Hits: x.Hits, Misses: x.Misses, Evictions: x.Evictions, VerifyFailures: x.VerifyFailures,
+		}
+		if st.Cache != nil {
+			cs.Dir = st.Cache.Dir
+		}
+		st.Cache = &cs
+	}
+	st.Held, st.Failures = s.Catalog.Held(), s.Catalog.Failures()
+	return st
+}
+
+// ForgetRequest asks to forget an image's record and, with Bytes, what is
+// cached of it. Client is for a URI that names none.
+type ForgetRequest struct {
+	URI    string `json:"uri"`
+	Client string `json:"client,omitempty"`
+	Bytes  bool   `json:"bytes"`
+}
+
+type failure struct {
+	Error string `json:"error"`
+}
+
+func reply(w http.ResponseWriter, v any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		v = failure{err.Error()}
+	}
+	_ = json.NewEncoder(w).Encode(v) // a command that has gone needs no answer
+}
+
+// Client talks with a daemon.
+type Client struct{ http http.Client }
+
+// ErrNoDaemon means that nobody answers on the socket.
+var ErrNoDaemon = errors.New("no sregfs is mounted with this cache")
+
+// Dial finds the daemon of a cache directory. It fails with ErrNoDaemon.
+func Dial(ctx context.Context, dir string) (*Client, error) {
+	path := filepath.Join(dir, socketName)
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("%w (%s)", ErrNoDaemon, dir)
+	}
+	conn.Close()
+	return &Client{http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, "unix", path)
+		},
+	}}}, nil
+}
+
+// Status asks the daemon how it is.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var st Status
+	return st, c.do(ctx, http.MethodGet, "/status", nil, &st)
+}
+
+// Forget asks the daemon to forget an image.
+func (c *Client) Forget(ctx context.Context, q ForgetRequest) error {
+	return c.do(ctx, http.MethodPost, "/forget", q, &struct{}{})
+}
+
+func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://sregfs"+path, body)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask the running sregfs: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		var f failure
+		if err := json.NewDecoder(resp.Body).Decode(&f); err != nil || f.Error == "" {
+			return fmt.Errorf("the running sregfs answered %s", resp.Status)
+		}
+		return errors.New(f.Error)
+	}
+	return json.NewDecoder(resp.Body).Decode(out)
+}

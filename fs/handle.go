@@ -1,0 +1,86 @@
+package fs
+
+import (
+	"context"
+	"io"
+	"syscall"
+
+	fusefs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/fs/catalog"
+)
+
+// readHandle is an open image, one version from open to close.
+type readHandle struct {
+	n       *fileNode
+	img     backends.Image
+	content *catalog.Content
+}
+
+// passHandle is a readHandle whose reads the kernel serves itself from the
+// file that holds the content. Only handles that really are passed through may
+// have PassthroughFd: while one is open, go-fuse passes every further one
+// through that has it.
+type passHandle struct {
+	readHandle
+	fd int
+}
+
+var (
+	_ fusefs.FileReader          = (*readHandle)(nil)
+	_ fusefs.FileReleaser        = (*readHandle)(nil)
+	_ fusefs.FilePassthroughFder = (*passHandle)(nil)
+)
+
+// PassthroughFd is the file that the kernel reads from.
+func (h *passHandle) PassthroughFd() (int, bool) { return h.fd, true }
+
+// openRead opens the content for reading.
+func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, error) {
+	img, _ := n.image()
+	if err := n.cl.Revalidate(ctx, img); err != nil {
+		// For ESTALE the kernel looks the name up again and opens what it
+		// then leads to.
+		return nil, 0, err
+	}
+	content, err := n.cl.Open(ctx, img)
+	if err != nil {
+		return nil, 0, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if f, ok := content.File(); ok && n.cached == 0 {
+		return &passHandle{readHandle{n, img, content}, int(f.Fd())}, 0, nil
+	}
+	n.cached++
+	if n.img.Layered {
+		// The true size is known only now, and a reader must see it.
+		n.NotifyContent(-1, 0)
+	}
+	return &cachedHandle{readHandle{n, img, content}}, fuse.FOPEN_KEEP_CACHE, nil
+}
+
+// cachedHandle is a readHandle through the kernel's page cache.
+type cachedHandle struct{ readHandle }
+
+func (h *cachedHandle) Release(ctx context.Context) syscall.Errno {
+	h.n.mu.Lock()
+	h.n.cached--
+	h.n.mu.Unlock()
+	return h.readHandle.Release(ctx)
+}
+
+func (h *readHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	n, err := h.content.ReadAt(ctx, dest, off)
+	if err != nil && err != io.EOF {
+		return nil, h.n.tree.fail("read", h.n.path(), err)
+	}
+	return fuse.ReadResultData(dest[:n]), 0
+}
+
+func (h *readHandle) Release(ctx context.Context) syscall.Errno {
+	h.n.cl.Learn(h.img, h.content)
+	return h.n.tree.fail("close", h.n.path(), h.content.Close())
+}

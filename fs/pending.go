@@ -1,0 +1,482 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"io"
+	"path"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	fusefs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/fs/catalog"
+)
+
+// pending is what is being written, by where it stands in the tree.
+type pending struct {
+	mu sync.Mutex
+	m  map[string]map[string]*pendingFile // client/dir → name
+	// made counts them, so that files of one name can be told apart.
+	made atomic.Uint64
+}
+
+func (p *pending) init() { p.m = map[string]map[string]*pendingFile{} }
+
+func dirKey(cl *catalog.Client, dir string) string { return path.Join(cl.Name, dir) }
+
+func (p *pending) get(cl *catalog.Client, dir, name string) *pendingFile {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.m[dirKey(cl, dir)][name]
+}
+
+func (p *pending) names(cl *catalog.Client, dir string) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var names []string
+	for name := range p.m[dirKey(cl, dir)] {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (p *pending) any(cl *catalog.Client, dir string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.m[dirKey(cl, dir)]) > 0
+}
+
+func (p *pending) put(pf *pendingFile) {
+	dir, name := pf.place()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k := dirKey(pf.cl, dir)
+	if p.m[k] == nil {
+		p.m[k] = map[string]*pendingFile{}
+	}
+	p.m[k][name] = pf
+}
+
+func (p *pending) drop(cl *catalog.Client, dir, name string, pf *pendingFile) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k := dirKey(cl, dir)
+	if p.m[k][name] == pf {
+		delete(p.m[k], name)
+		if len(p.m[k]) == 0 {
+			delete(p.m, k)
+		}
+	}
+}
+
+// finish closes what is left when the tree is gone: its bytes stay on disk.
+func (p *pending) finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, files := range p.m {
+		for _, pf := range files {
+			if pf.staged != nil {
+				pf.staged.Finish(true)
+			}
+		}
+	}
+	clear(p.m)
+}
+
+// pendingFile is one file that is being written: a new one, or an image's next
+// content. Nothing is staged before the first change.
+type pendingFile struct {
+	tree *Tree
+	cl   *catalog.Client
+	ref  backends.Ref // zero under a temporary name
+	ino  uint64
+	gen  uint64
+
+	mu      sync.Mutex
+	dir     string
+	name    string
+	base    *backends.Image // what it was opened on, nil for a new file
+	staged  *catalog.Staged // nil until the first change
+	handles int             // open ones
+	gone    bool            // unlinked, or pushed and let go of
+	pushed  *backends.Image // what the last commit made
+	node    *fileNode       // of the last open
+	mtime   time.Time       // set before anything was staged
+	xattrs  map[string][]byte
+}
+
+func (t *Tree) newPendingFile(cl *catalog.Client, dir, name string, ref backends.Ref, base *backends.Image) *pendingFile {
+	return &pendingFile{
+		tree: t, cl: cl, ref: ref, dir: dir, name: name, base: base,
+		ino: ino(cl.Name, path.Join(dir, name)), gen: uint64(t.born.UnixNano()) + t.pending.made.Add(1),
+	}
+}
+
+// place is where the file stands now.
+func (pf *pendingFile) place() (dir, name string) {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	return pf.dir, pf.name
+}
+
+func (pf *pendingFile) path() string {
+	dir, name := pf.place()
+	return "/" + path.Join(pf.cl.Name, dir, name)
+}
+
+// attr fills in the attributes of what was written so far; false while that is
+// nothing, and the image's own count.
+func (pf *pendingFile) attr(a *fuse.Attr) bool {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	if pf.staged == nil && pf.base != nil {
+		return false
+	}
+	mtime, size := pf.mtime, int64(0)
+	if pf.staged != nil {
+		mtime, size = pf.staged.Modified(), pf.staged.Size()
+	}
+	if mtime.IsZero() {
+		mtime = time.Now()
+	}
+	pf.tree.attr(a, pf.ino, fuse.S_IFREG|0o755, mtime)
+	setSize(a, size)
+	return true
+}
+
+// changed reports whether anything was written.
+func (pf *pendingFile) changed() bool {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	return pf.staged != nil || pf.base == nil
+}
+
+func (pf *pendingFile) idle() bool {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	return pf.handles == 0
+}
+
+func (pf *pendingFile) setModified(t time.Time) bool {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	if pf.staged == nil {
+		pf.mtime = t
+		return pf.base == nil
+	}
+	pf.staged.SetModified(t)
+	return true
+}
+
+// stage makes the staged file. Unless it is to be emptied at once, what was
+// there before is copied into it. It is called with pf.mu held.
+func (pf *pendingFile) stage(ctx context.Context, empty bool) (err error) {
+	switch {
+	case pf.staged != nil:
+		return nil
+	case pf.base != nil:
+		pf.staged, err = pf.cl.Edit(ctx, *pf.base, empty)
+	default:
+		pf.staged, err = pf.cl.Stage(ctx, pf.ref, pf.name)
+	}
+	if err == nil && !pf.mtime.IsZero() {
+		pf.staged.SetModified(pf.mtime)
+	}
+	return err
+}
+
+func (pf *pendingFile) truncate(ctx context.Context, size int64) error {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	if pf.staged == nil && pf.base == nil && size == 0 {
+		return nil
+	}
+	if err := pf.stage(ctx, size == 0); err != nil {
+		return err
+	}
+	return pf.staged.Truncate(size)
+}
+
+// move gives the file another temporary name.
+func (pf *pendingFile) move(dir, name string) error {
+	oldDir, oldName := pf.place()
+	pf.tree.pending.drop(pf.cl, oldDir, oldName, pf)
+	pf.mu.Lock()
+	pf.dir, pf.name, pf.ref = dir, name, backends.Ref{}
+	pf.mu.Unlock()
+	pf.tree.pending.put(pf)
+	return nil
+}
+
+// unlink takes the file out of the tree; open handles go on.
+func (pf *pendingFile) unlink() {
+	dir, name := pf.place()
+	pf.tree.pending.drop(pf.cl, dir, name, pf)
+	pf.mu.Lock()
+	pf.gone = true
+	pf.mu.Unlock()
+	pf.released()
+}
+
+// commitAs pushes the file under an image's name: a rename's result is the
+// push's.
+func (pf *pendingFile) commitAs(ctx context.Context, dir string, to backends.Ref) error {
+	pf.mu.Lock()
+	staged := pf.staged
+	pf.mu.Unlock()
+	if staged == nil || staged.Size() == 0 {
+		return &backends.Error{Op: "push", Client: pf.cl.Name, Ref: to, Err: errEmpty}
+	}
+	if err := staged.Complete(ctx); catalog.Truncated(err) {
+		return pf.refuse(to, err)
+	}
+	img, err := staged.CommitAs(ctx, to)
+	if err != nil {
+		return err
+	}
+	oldDir, oldName := pf.place()
+	pf.tree.pending.drop(pf.cl, oldDir, oldName, pf)
+	pf.mu.Lock()
+	pf.dir, pf.name, pf.ref, pf.pushed = dir, to.File(), to, &img
+	node := pf.node
+	pf.mu.Unlock()
+	pf.tree.pending.put(pf)
+	if node != nil {
+		node.mu.Lock()
+		node.dir, node.file, node.img = dir, to.File(), img
+		node.mu.Unlock()
+	}
+	pf.released()
+	return nil
+}
+
+var errEmpty = &emptyError{}
+
+// emptyError refuses to push nothing.
+type emptyError struct{}
+
+func (*emptyError) Error() string { return "the file is empty" }
+
+// Unwrap makes it EINVAL.
+func (*emptyError) Unwrap() error { return syscall.EINVAL }
+
+// refuse is the error for content that is known to be broken.
+func (pf *pendingFile) refuse(ref backends.Ref, err error) error {
+	return &backends.Error{Op: "push", Client: pf.cl.Name, Ref: ref, Err: errors.Join(err, syscall.EINVAL),
+		Hint: "copy the whole image again"}
+}
+
+// open counts and returns a handle on what is being written. name is how the
+// program called the file, where that may differ.
+func (pf *pendingFile) open(n *fileNode, name string) *writeHandle {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	pf.handles++
+	pf.node = n
+	return &writeHandle{pf: pf, n: n, name: name}
+}
+
+// close is what a program's close(2) means: what was written since the last
+// commit is pushed, and the answer is the remote's. FUSE's FLUSH comes also
+// when a duplicate of the descriptor is closed, with more to be written
+// through others; then nothing is done yet.
+func (pf *pendingFile) close(ctx context.Context, n *fileNode, exiting bool) error {
+	pf.mu.Lock()
+	staged, ref, gone := pf.staged, pf.ref, pf.gone
+	pf.mu.Unlock()
+	if staged == nil || gone || ref.IsZero() || !staged.Dirty() || staged.Size() == 0 {
+		return nil
+	}
+	if err := staged.Complete(ctx); err != nil {
+		switch {
+		case pf.heldElsewhere():
+			return nil
+		case catalog.Truncated(err):
+			return pf.refuse(ref, err)
+		case exiting:
+			// Nobody closed it: its writer was ended, perhaps half-way, and
+			// no header tells whether this is all.
+			return nil
+		}
+		pf.tree.log.Warn("pushing a file that is no image of a known kind", "path", pf.path(), "why", err)
+	}
+	img, err := staged.Commit(ctx)
+	if err != nil {
+		return err
+	}
+	pf.mu.Lock()
+	pf.pushed = &img
+	attrs := pf.xattrs
+	pf.mu.Unlock()
+	n.mu.Lock()
+	n.img = img
+	n.mu.Unlock()
+	for name, value := range attrs {
+		if err := n.tree.cat.Index().SetXattr(ctx, n.cl.Name, n.dir, n.file, name, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// released lets go of a file that nobody has open any more.
+func (pf *pendingFile) released() {
+	pf.mu.Lock()
+	if pf.handles > 0 {
+		pf.mu.Unlock()
+		return
+	}
+	staged, pushed, gone, node, temp := pf.staged, pf.pushed, pf.gone, pf.node, pf.ref.IsZero()
+	dir, name := pf.dir, pf.name
+	done := true
+	switch {
+	case staged == nil:
+		// Nothing was written; an empty new file stays in sight until it is
+		// written to or removed.
+		done = pf.base != nil || gone
+	case gone, pushed != nil && !staged.Dirty():
+	case temp:
+		done = false // a rename decides
+	}
+	if done {
+		pf.gone, pf.staged = true, nil
+	}
+	pf.mu.Unlock()
+	if !done {
+		return
+	}
+	pf.tree.pending.drop(pf.cl, dir, name, pf)
+	if node != nil {
+		node.mu.Lock()
+		if node.pf == pf {
+			node.pf = nil
+			if pushed != nil {
+				node.img = *pushed
+			}
+		}
+		node.mu.Unlock()
+	}
+	if staged == nil {
+		return
+	}
+	if pushed == nil && !gone && staged.Dirty() {
+		pf.leftover(staged, path.Join(pf.cl.Name, dir, name))
+		return
+	}
+	staged.Finish(!gone)
+}
+
+// leftover deals with bytes that no close has pushed: a whole image is pushed
+// now, a truncated one was refused and dropped, and what is neither is kept on
+// disk for the user to decide.
+func (pf *pendingFile) leftover(staged *catalog.Staged, name string) {
+	err := staged.Complete(context.Background())
+	switch {
+	case err == nil && staged.Failed() == nil:
+		pf.tree.work.Go(func() {
+			if _, err := staged.Commit(context.Background()); err != nil {
+				_ = pf.tree.fail("push", "/"+name, err)
+			}
+			staged.Finish(true)
+		})
+	case catalog.Truncated(err):
+		pf.tree.log.Warn("dropped an incomplete copy", "path", "/"+name, "why", err)
+		staged.Finish(false)
+	default:
+		staged.Finish(true)
+	}
+}
+
+// writeHandle is an open file that is being written, or read meanwhile.
+type writeHandle struct {
+	pf   *pendingFile
+	n    *fileNode
+	name string
+}
+
+var (
+	_ fusefs.FileReader    = (*writeHandle)(nil)
+	_ fusefs.FileWriter    = (*writeHandle)(nil)
+	_ fusefs.FileFlusher   = (*writeHandle)(nil)
+	_ fusefs.FileFsyncer   = (*writeHandle)(nil)
+	_ fusefs.FileReleaser  = (*writeHandle)(nil)
+	_ fusefs.FileAllocater = (*writeHandle)(nil)
+)
+
+func (h *writeHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	h.pf.mu.Lock()
+	if h.pf.staged == nil && h.pf.base == nil {
+		h.pf.mu.Unlock()
+		return fuse.ReadResultData(nil), 0
+	}
+	err := h.pf.stage(ctx, false)
+	staged := h.pf.staged
+	h.pf.mu.Unlock()
+	if err != nil {
+		return nil, h.n.tree.fail("read", h.n.path(), err)
+	}
+	n, err := staged.ReadAt(dest, off)
+	if err != nil && err != io.EOF {
+		return nil, h.n.tree.fail("read", h.n.path(), err)
+	}
+	return fuse.ReadResultData(dest[:n]), 0
+}
+
+func (h *writeHandle) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	h.pf.mu.Lock()
+	err := h.pf.stage(ctx, false)
+	staged := h.pf.staged
+	h.pf.mu.Unlock()
+	if err != nil {
+		return 0, h.n.tree.fail("write", h.n.path(), err)
+	}
+	n, err := staged.WriteAt(data, off)
+	if err != nil {
+		return uint32(n), h.n.tree.fail("write", h.n.path(), err)
+	}
+	return uint32(n), 0
+}
+
+// Allocate accepts a reservation without a size change (rclone asks for one)
+// and refuses the rest.
+func (h *writeHandle) Allocate(ctx context.Context, off, size uint64, mode uint32) syscall.Errno {
+	const keepSize = 1 // FALLOC_FL_KEEP_SIZE
+	if mode != keepSize {
+		return syscall.EOPNOTSUPP
+	}
+	return 0
+}
+
+func (h *writeHandle) Flush(ctx context.Context) syscall.Errno {
+	return h.n.tree.fail("push", h.pf.path(), h.pf.close(ctx, h.n, exiting(caller(ctx))))
+}
+
+// Fsync promises that the bytes are safe: on the remote when they are a whole
+// image, else on this disk.
+func (h *writeHandle) Fsync(ctx context.Context, flags uint32) syscall.Errno {
+	h.pf.mu.Lock()
+	staged, temp := h.pf.staged, h.pf.ref.IsZero()
+	h.pf.mu.Unlock()
+	if staged == nil {
+		return 0
+	}
+	if !temp && staged.Complete(ctx) == nil {
+		return h.Flush(ctx)
+	}
+	return h.n.tree.fail("sync", h.pf.path(), staged.Sync())
+}
+
+func (h *writeHandle) Release(ctx context.Context) syscall.Errno {
+	h.pf.mu.Lock()
+	h.pf.handles--
+	h.pf.mu.Unlock()
+	h.pf.released()
+	return 0
+}

@@ -1,0 +1,184 @@
+// Package fs shows a catalog of images as a directory tree: clients,
+// collections and images as FUSE nodes, with what opening, copying, renaming
+// and inspecting them means.
+//
+// It knows the catalog and the interfaces of backends, and no client by name.
+// One kind of node has one file: root.go, dir.go (a client or a collection),
+// file.go (an image), sidecar.go, search.go. What is being written stands in
+// pending.go; errno.go is the only place where an error becomes an errno.
+//
+// Lock order: fileNode.mu, then pending.mu; neither is held over a call into
+// the catalog that may wait for the network, except that fileNode.mu guards
+// the opening of its own content.
+package fs
+
+import (
+	"context"
+	"hash/fnv"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	fusefs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/fs/catalog"
+)
+
+// Options are how a tree is shown.
+type Options struct {
+	// AllowOther lets other users in, with the kernel checking permissions.
+	AllowOther bool
+	// ReadOnly mounts read-only.
+	ReadOnly bool
+	// Aliases are further names of clients: alias → client.
+	Aliases map[string]string
+	// StackedCache says that the cache's file system is itself stacked
+	// (overlayfs), which passthrough must be told.
+	StackedCache bool
+	// Debug logs every FUSE message.
+	Debug bool
+	Log   *slog.Logger
+}
+
+// Tree is a mounted catalog.
+type Tree struct {
+	cat     *catalog.Catalog
+	opts    Options
+	log     *slog.Logger
+	uid     uint32
+	gid     uint32
+	born    time.Time
+	pending pending
+	usage   usageCache
+	records recordCache
+
+	server *fuse.Server
+	root   *rootNode
+	notify chan notice
+	quit   chan struct{}
+	work   sync.WaitGroup
+}
+
+// Mount shows the catalog at dir, which must be an existing directory, and
+// returns when the tree answers. Unmount or Serve's end closes it.
+func Mount(dir string, cat *catalog.Catalog, o Options) (*Tree, error) {
+	t := &Tree{
+		cat: cat, opts: o, log: o.Log,
+		uid: uint32(os.Getuid()), gid: uint32(os.Getgid()), born: time.Now(),
+		notify: make(chan notice, 256), quit: make(chan struct{}),
+	}
+	t.pending.init()
+	t.records.init()
+	t.root = &rootNode{tree: t}
+	second := time.Second
+	opts := &fusefs.Options{
+		EntryTimeout: &second,
+		AttrTimeout:  &second,
+		MountOptions: fuse.MountOptions{
+			AllowOther: o.AllowOther,
+			FsName:     "sregfs",
+			Name:       "sregfs",
+			MaxWrite:   1 << 20,
+			// A full read of 1 MiB does not fit through a pipe, and splicing
+			// gains nothing here.
+			DisableSplice: true,
+			MaxBackground: 64,
+			// One look at security.capability for an open file, not one for
+			// each write (FUSE_HANDLE_KILLPRIV_V2, Linux 5.12).
+			ExtraCapabilities: 1 << 28,
+			Debug:             o.Debug,
+			MaxStackDepth:     1,
+		},
+	}
+	if o.StackedCache {
+		opts.MaxStackDepth = 2
+	}
+	if o.ReadOnly {
+		opts.Options = append(opts.Options, "ro")
+	}
+	if o.AllowOther {
+		opts.Options = append(opts.Options, "default_permissions")
+	}
+	server, err := fusefs.Mount(dir, t.root, opts)
+	if err != nil {
+		return nil, err
+	}
+	t.server = server
+	t.work.Go(t.sendNotices)
+	for _, cl := range cat.Clients() {
+		cl.OnChange(t.changed(cl))
+	}
+	return t, nil
+}
+
+// Wait returns when the tree is unmounted, by whomever.
+func (t *Tree) Wait() {
+	t.server.Wait()
+	close(t.quit)
+	t.work.Wait()
+	t.pending.finish()
+}
+
+// Unmount takes the tree down. It fails while a file in it is open.
+func (t *Tree) Unmount() error { return t.server.Unmount() }
+
+// ino is the inode number of a name in the tree: the same on every mount.
+func ino(parts ...string) uint64 {
+	h := fnv.New64a()
+	for _, p := range parts {
+		h.Write([]byte(p))
+		h.Write([]byte{0})
+	}
+	// Small numbers are the kernel's, the highest are go-fuse's.
+	return h.Sum64()>>2 | 1<<32
+}
+
+// attr fills in what every node has.
+func (t *Tree) attr(a *fuse.Attr, ino uint64, mode uint32, mtime time.Time) {
+	a.Ino, a.Mode, a.Nlink = ino, mode, 1
+	a.Uid, a.Gid = t.uid, t.gid
+	a.Blksize = 128 << 10
+	if mtime.IsZero() {
+		mtime = t.born
+	}
+	a.SetTimes(&mtime, &mtime, &mtime)
+}
+
+func setSize(a *fuse.Attr, size int64) {
+	a.Size = uint64(max(size, 0))
+	a.Blocks = (a.Size + 511) / 512
+}
+
+// timeout is how long the kernel may keep what it was told of an image. With a
+// live change feed it is told of changes; otherwise it asks again soon.
+func (t *Tree) timeout(cl *catalog.Client) time.Duration {
+	if cl.Listing().Live && !cl.Local() {
+		return time.Hour
+	}
+	return time.Second
+}
+
+func (t *Tree) dirMode(cl *catalog.Client) uint32 {
+	if cl.Writable() {
+		return fuse.S_IFDIR | 0o755
+	}
+	return fuse.S_IFDIR | 0o555
+}
+
+func (t *Tree) fileMode(cl *catalog.Client, img backends.Image) uint32 {
+	if cl.Writable() && !img.ReadOnly {
+		return fuse.S_IFREG | 0o755
+	}
+	return fuse.S_IFREG | 0o555
+}
+
+// caller names the process behind a request for log lines.
+func caller(ctx context.Context) uint32 {
+	if c, ok := fuse.FromContext(ctx); ok {
+		return c.Pid
+	}
+	return 0
+}
