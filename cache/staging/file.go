@@ -115,7 +115,7 @@ func (f *File) Update(change func(*Meta)) error {
 	change(&m)
 	m.ID, m.Created, m.Updated = f.meta.ID, f.meta.Created, time.Now().UTC()
 	switch m.State {
-	case Writing, Ready, Uploading, Failed:
+	case Writing, Ready, Uploading, Failed, Acknowledged:
 	default:
 		return fmt.Errorf("staged file %s: %q is no state", m.ID, m.State)
 	}

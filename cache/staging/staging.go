@@ -59,6 +59,9 @@ const (
 	Ready     State = "ready"     // closed and whole, waits for its upload
 	Uploading State = "uploading" // being uploaded, or was when the process died
 	Failed    State = "failed"    // the upload failed; Error says why
+	// Acknowledged: the store has it all, and the file is only to be cleared
+	// away. After a crash it must not be uploaded again, over something newer.
+	Acknowledged State = "acknowledged"
 	// Orphan: the data are here, but nothing says what they are. Error says
 	// why. Only Pending and List give this state; it is never in a journal
 	// that Create wrote.

@@ -37,10 +37,6 @@ type Staged struct {
 	pushed     *backends.Image
 }
 
-// acknowledged is the journal's state of a file that the remote has: after a
-// crash it is cleaned up and not pushed again over something newer.
-const acknowledged staging.State = "acknowledged"
-
 // flight is one commit that several callers may wait for.
 type flight struct {
 	done chan struct{}
@@ -365,7 +361,7 @@ func (cl *Client) pushed(ctx context.Context, s *Staged, img backends.Image, c b
 	if err := cl.record(ctx, img); err != nil {
 		cl.log.Warn("cannot write a record", "image", img.Ref.String(), "error", err)
 	}
-	return img, s.file.Update(func(m *staging.Meta) { m.State, m.Error = acknowledged, "" })
+	return img, s.file.Update(func(m *staging.Meta) { m.State, m.Error = staging.Acknowledged, "" })
 }
 
 // Finish ends a file that nobody has open any more. What was pushed moves into
@@ -416,7 +412,7 @@ func (c *Catalog) Resume() {
 		cl := c.Client(m.Client)
 		to := backends.Ref{Collection: m.Collection, Name: m.Name, Tag: m.Tag}
 		switch {
-		case m.State == acknowledged:
+		case m.State == staging.Acknowledged:
 			// Acknowledged by the remote; only the clean-up was missing.
 			_ = f.Discard()
 			continue
@@ -472,7 +468,7 @@ func HeldIn(d *staging.Dir) ([]Held, error) {
 	}
 	held := make([]Held, 0, len(metas))
 	for _, m := range metas {
-		if m.State == acknowledged {
+		if m.State == staging.Acknowledged {
 			continue
 		}
 		name := backends.Ref{Collection: m.Collection, Name: m.Name, Tag: m.Tag}.String()
