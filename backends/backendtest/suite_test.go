@@ -1,0 +1,47 @@
+package backendtest
+
+import (
+	"testing"
+
+	"github.com/sregfs/sregfs/backends"
+)
+
+// everything is what MemoryStore can do.
+var everything = Opts{
+	HasPush: true, HasRemove: true, HasRename: true, HasCollections: true, HasShare: true, HasSearch: true,
+	HasFind: true, HasVersions: true, HasWatch: true, HasUsage: true, HasAccount: true,
+	HasIDs: true, HasParts: true, HasResume: true, HasShareEmail: true, ChecksReplaces: true, ChecksContent: true,
+	PageSize: 10,
+}
+
+func TestMemory(t *testing.T) {
+	for name, set := range map[string]func(*MemoryStore, *Opts){
+		"plain":    func(*MemoryStore, *Opts) {},
+		"folding":  func(m *MemoryStore, o *Opts) { m.FoldCase, o.FoldsCase = true, true },
+		"no sums":  func(m *MemoryStore, o *Opts) { m.NoSum = true },
+		"one part": func(m *MemoryStore, o *Opts) { m.Workers = 1 },
+		"forgetful": func(m *MemoryStore, o *Opts) {
+			m.ForgetOld = true
+			o.Without = map[string]string{"Versions/Old": "this store forgets on purpose"}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := everything
+			set(Memory(), &o)
+			Run(t, func(t *testing.T) backends.Store {
+				m := Memory()
+				set(m, &Opts{})
+				return m
+			}, o)
+		})
+	}
+}
+
+// TestWrapped: the wrappers change nothing that the suite can see.
+func TestWrapped(t *testing.T) {
+	Run(t, func(t *testing.T) backends.Store {
+		s, _ := Counting(Slow(Memory(), 0, 0))
+		return s
+	}, everything)
+}
