@@ -1,26 +1,34 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
 
 const (
-	// firstWindow is the read-ahead of a reader that was seen to go on once.
-	firstWindow = 256 << 10
 	// maxStreams is how many sequential readers one handle is watched for.
 	maxStreams = 8
+	// windowGrowth: a reader that went on for n bytes is read ahead so many
+	// times n.
+	windowGrowth = 4
+	// maxPrefetch bounds the hints that wait, prefetchBatch how many of them
+	// are put in order at a time, and prefetchGap is what is fetched between
+	// two of them rather than making two requests.
+	maxPrefetch   = 4096
+	prefetchBatch = 64
+	prefetchGap   = 64 << 10 / blockSize
 	// minChunk and maxChunk bound a read-ahead request, maxStretch one of
 	// those that fetch all the rest.
 	minChunk   = 256 << 10
 	maxChunk   = 8 << 20
 	maxStretch = 64 << 20
-	// bulkShare: when one part in so many was asked for, the rest is fetched.
-	bulkShare = 3
-	// maxPrefetch bounds the hints that wait.
-	maxPrefetch = 4096
+	// bulkShare: when one part in so many was asked for, the rest is fetched;
+	// denseShare is the same for a reader who uses most of what is guessed.
+	bulkShare, denseShare = 3, 8
 	// pauseAfterError is how long background work rests after it failed.
 	pauseAfterError = 5 * time.Second
 )
@@ -33,22 +41,22 @@ type streams struct {
 
 // stream is one sequential reader.
 type stream struct {
-	next   int64 // where it is expected to read on
-	ahead  int64 // up to where it is read ahead
-	window int64 // 0 until it was seen to go on
-	used   int   // tick of the last read
+	next  int64 // where it is expected to read on
+	ahead int64 // up to where it is read ahead
+	run   int64 // how much it read in sequence
+	used  int   // tick of the last read
 }
 
-// saw takes note of a read of [off, end). It returns what should be there
-// soon: [from, to), empty for nothing new.
-func (ss *streams) saw(off, end, limit int64) (from, to int64) {
+// saw takes note of a read of [off, end). It returns the stream that it
+// belongs to and what should be there soon: [from, to), empty for nothing new.
+func (ss *streams) saw(off, end, limit int64) (s *stream, from, to int64) {
 	ss.tick++
-	var s, oldest *stream
+	var oldest *stream
 	for i := range ss.s {
 		c := &ss.s[i]
 		// The kernel sends its read-ahead in several requests at once, which
 		// may overtake each other.
-		slack := max(c.window/2, 128<<10)
+		slack := min(c.run, 1<<20)
 		if c.used > 0 && off >= c.next-slack && off <= c.next+slack/2 {
 			s = c
 			break
@@ -58,30 +66,21 @@ func (ss *streams) saw(off, end, limit int64) (from, to int64) {
 		}
 	}
 	if s == nil {
-		*oldest = stream{next: end, ahead: end, used: ss.tick}
-		return 0, 0
+		*oldest = stream{next: end, ahead: end, run: end - off, used: ss.tick}
+		return oldest, 0, 0
 	}
 	s.used = ss.tick
 	if end <= s.next {
-		return 0, 0 // overtaken, or read again
+		return s, 0, 0 // overtaken, or read again
 	}
+	s.run += end - max(off, s.next)
 	s.next = end
 	s.ahead = max(s.ahead, end)
-	if s.window > 0 && s.ahead-s.next > s.window/2 {
-		return 0, 0
+	window := min(windowGrowth*s.run, limit)
+	if s.ahead-s.next > window/2 {
+		return s, 0, 0
 	}
-	if s.window == 0 {
-		s.window = max(firstWindow, 2*(end-off))
-	} else {
-		s.window *= 2
-	}
-	s.window = min(s.window, limit)
-	from, to = s.ahead, s.next+s.window
-	if to <= from {
-		return 0, 0
-	}
-	s.ahead = to
-	return from, to
+	return s, s.ahead, s.next + window
 }
 
 // note takes notice of a read: for the trace, for read-ahead and for the
@@ -89,33 +88,154 @@ func (ss *streams) saw(off, end, limit int64) (from, to int64) {
 func (o *Object) note(off, n int64) {
 	l := o.l
 	first, end := span(off, n)
-	fresh := !l.asked.hasAll(first, end)
-	if fresh {
+	if !l.asked.hasAll(first, end) {
 		l.mu.Lock()
 		for b := first; b < end; b++ {
 			if l.asked.set(b) {
 				l.trace.add(b)
+				l.guess.used(b)
 			}
 		}
-		if l.trace.count >= (l.blocks+bulkShare-1)/bulkShare && l.blocks > 1 && !l.pump.bulk && !l.complete.Load() {
-			l.pump.bulk = true
-			l.pumpOn()
-		}
+		l.bulkOn()
 		l.mu.Unlock()
 	}
 	if l.complete.Load() || l.c.opts.ReadAhead == 0 {
 		return
 	}
 	o.mu.Lock()
-	from, to := o.streams.saw(off, off+n, l.c.opts.ReadAhead)
-	o.mu.Unlock()
-	if to = min(to, l.size); from < to {
-		l.mu.Lock()
-		first, end := span(from, to-from)
-		l.pump.ahead = append(l.pump.ahead, want{first, end})
-		l.pumpOn()
-		l.mu.Unlock()
+	defer o.mu.Unlock()
+	s, from, to := o.streams.saw(off, off+n, l.c.opts.ReadAhead)
+	if to = min(to, l.size); from >= to {
+		return
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.pump.full != nil {
+		// What is not kept on disk has to fit into a corner of memory.
+		to = min(to, off+n+overflowBytes/8)
+	}
+	first = int(from / blockSize)
+	end = min(int((to+blockSize-1)/blockSize), l.blocks)
+	allowed := l.allowance()
+	if s.run > int64(l.trace.count)*blockSize/2 {
+		// Hardly anything but this reader: there is little else to spare for.
+		allowed += l.trace.count * windowGrowth
+	}
+	if allowed < end-first {
+		// Little by little would be too many requests.
+		if allowed < (end-first)/4 || allowed < minChunk/blockSize {
+			return
+		}
+		end = first + allowed
+	}
+	if first >= end {
+		return
+	}
+	s.ahead = max(s.ahead, min(int64(end)*blockSize, to))
+	l.guess.made(l, first, end)
+	l.pump.ahead = append(l.pump.ahead, want{first, end})
+	l.pumpOn()
+}
+
+// bulkOn decides whether so much was read that the rest should be fetched. The
+// caller holds l.mu.
+func (l *live) bulkOn() {
+	if l.pump.bulk || l.complete.Load() {
+		return
+	}
+	share := bulkShare
+	if l.guess.good() {
+		share = denseShare
+	}
+	if l.trace.count*share >= l.blocks && l.blocks > 1 {
+		l.pump.bulk = true
+		l.pumpOn()
+	}
+}
+
+// guess keeps account of the blocks that were fetched on suspicion: ahead of
+// sequential readers, and behind what a random reader asked for. What it
+// guards is that guessing never costs more than a share of what was asked for.
+// Guarded by live.mu.
+type guess struct {
+	open bitmap // guessed, and not asked for since
+	// waste is how many blocks are in open.
+	waste int
+	// total and hits are about recent guesses, and how many were used.
+	total, hits int
+	// behind is how many blocks are fetched behind a random read, and skipped
+	// counts the reads since guessing there was given up.
+	behind, skipped int
+}
+
+const maxBehind = 1 << 20 / blockSize
+
+// allowance is how many blocks may be guessed now. The caller holds l.mu.
+func (l *live) allowance() int {
+	slack := min(2<<20, l.size/64) / blockSize
+	return max(0, l.trace.count*3/4+int(slack)-l.guess.waste)
+}
+
+// made notes that [first, end) is fetched on suspicion.
+func (g *guess) made(l *live, first, end int) {
+	for b := first; b < end; b++ {
+		if !l.asked.has(b) && !l.recorded.has(b) && g.open.set(b) {
+			g.waste++
+			g.total++
+		}
+	}
+	if g.total >= 256 {
+		g.total, g.hits = g.total/2, g.hits/2
+	}
+}
+
+// used notes that b was asked for.
+func (g *guess) used(b int) {
+	if g.open.has(b) {
+		g.open.clear(b)
+		g.waste--
+		g.hits++
+	}
+}
+
+// good reports whether most guesses were right.
+func (g *guess) good() bool { return g.total >= 64 && g.hits*3 >= g.total*2 }
+
+// extend says how far behind end a demand transfer should go on. Reading
+// scattered pieces, a program often comes back for their neighbours, and
+// bytes behind a request cost no round trip. How far is learnt: it grows while
+// guesses are right, and goes to zero for a random reader. The caller holds
+// l.mu.
+func (l *live) extend(end int) int {
+	g := &l.guess
+	if l.c.opts.ReadAhead == 0 || l.pump.bulk {
+		return end
+	}
+	if g.total >= 16 {
+		switch {
+		case g.hits*2 > g.total:
+			g.behind = min(g.behind*2, maxBehind)
+			g.total, g.hits = 0, 0
+		case g.hits*5 < g.total:
+			g.behind /= 2
+			g.total, g.hits = 0, 0
+		}
+	}
+	n := g.behind
+	if n == 0 {
+		// Look again now and then whether the reader has changed its ways.
+		if g.skipped++; g.skipped < 16 {
+			return end
+		}
+		g.skipped, g.behind, n = 0, 1, 1
+	}
+	n = min(n, l.allowance(), l.blocks-end)
+	to := end
+	for to < end+n && !l.covered(to) {
+		to++
+	}
+	g.made(l, end, to)
+	return to
 }
 
 // trace is the order in which blocks were first asked for.
@@ -168,10 +288,13 @@ type want struct{ first, end int }
 type pump struct {
 	ahead    []want // for sequential readers
 	prefetch []want // hints
+	sorted   int    // how many of them are in order
 	bulk     bool   // so much was read that the rest is fetched too
 	fills    int    // callers of Fill
+	full     error  // why the last block that came could not be kept
 	err      error  // what the last background transfer failed with
 	failed   time.Time
+	width    width
 }
 
 func (p *pump) reset() { *p = pump{fills: p.fills} }
@@ -187,6 +310,9 @@ func (l *live) pumpOn() {
 	if p.idle() || l.fetcher == nil || l.err != nil || l.present == l.blocks || len(l.handles) == 0 {
 		return
 	}
+	if p.full != nil && len(p.ahead) == 0 && len(p.prefetch) == 0 {
+		return
+	}
 	if p.err != nil && p.fills == 0 && time.Since(p.failed) < pauseAfterError {
 		return
 	}
@@ -200,21 +326,73 @@ func (l *live) nextBackground() (w want, ok bool) {
 	if len(l.handles) == 0 || l.err != nil || l.fetcher == nil {
 		return want{}, false
 	}
-	if w, ok := l.takeMissing(&p.ahead, l.chunk(maxChunk)); ok {
+	if w, ok := l.takeMissing(&p.ahead, l.chunk()); ok {
 		return w, true
 	}
+	p.sortHints()
 	if w, ok := l.takeMissing(&p.prefetch, maxChunk/blockSize); ok {
 		return w, true
 	}
 	if !p.bulk && p.fills == 0 {
 		return want{}, false
 	}
-	all := []want{{0, l.blocks}}
-	w, ok = l.takeMissing(&all, l.stretch())
-	if !ok && l.present < l.blocks && len(l.transfers) == 0 {
-		p.bulk = false // what is left cannot be kept
+	if p.full != nil {
+		// There is no sense in fetching everything to keep nothing.
+		p.bulk = false
+		l.tell()
+		return want{}, false
 	}
-	return w, ok
+	running := 0
+	for _, t := range l.transfers {
+		if t.background {
+			running++
+		}
+	}
+	if running >= p.width.allow(l.link.speed(), l.c.sched.backgroundSlots()) {
+		return want{}, false
+	}
+	all := []want{{0, l.blocks}}
+	return l.takeMissing(&all, l.stretch())
+}
+
+// sortHints puts the first hints in order of offset and joins near ones: many
+// small requests cost more than the gaps between them.
+func (p *pump) sortHints() {
+	n := min(len(p.prefetch), prefetchBatch)
+	if n == 0 || p.sorted > 0 {
+		return
+	}
+	batch := p.prefetch[:n]
+	slices.SortFunc(batch, func(a, b want) int { return cmp.Compare(a.first, b.first) })
+	joined := batch[:1:1]
+	for _, w := range batch[1:] {
+		if last := &joined[len(joined)-1]; w.first <= last.end+prefetchGap {
+			last.end = max(last.end, w.end)
+		} else {
+			joined = append(joined, w)
+		}
+	}
+	p.prefetch = append(joined, p.prefetch[n:]...)
+	p.sorted = len(joined)
+}
+
+// width is how many requests at a time fetch the whole of an object: as few
+// as fill the link, because a demand read shares the link with them.
+type width struct {
+	n    int
+	rate float64 // that fewer requests had
+}
+
+// allow returns the width, after widening when the last widening paid.
+func (w *width) allow(rate float64, most int) int {
+	switch {
+	case w.n == 0:
+		w.n = 2
+	case rate > w.rate*1.15:
+		w.n, w.rate = w.n+1, rate
+	}
+	w.n = min(w.n, most)
+	return w.n
 }
 
 // takeMissing takes the first stretch of at most limit blocks out of ws that is
@@ -228,6 +406,9 @@ func (l *live) takeMissing(ws *[]want, limit int) (want, bool) {
 		}
 		if first == w.end {
 			*ws = (*ws)[1:]
+			if ws == &l.pump.prefetch {
+				l.pump.sorted--
+			}
 			continue
 		}
 		end := first + 1
@@ -255,14 +436,17 @@ func (l *live) covered(b int) bool {
 
 // chunk is how many blocks one read-ahead request takes: long enough that
 // its round trip does not count, short enough that several share the window.
-func (l *live) chunk(most int64) int {
-	n := min(max(minChunk, 2*l.link.product()), most)
-	return int(n / blockSize)
+func (l *live) chunk() int {
+	n := minChunk / blockSize
+	if ahead := l.pump.ahead; len(ahead) > 0 {
+		n = max(n, (ahead[0].end-ahead[0].first)/4)
+	}
+	return min(max(n, int(l.link.product()/blockSize)), maxChunk/blockSize)
 }
 
 // stretch is how many blocks one request takes when everything is fetched.
 func (l *live) stretch() int {
-	slots := l.c.sched.backgroundSlots()
+	slots := max(l.pump.width.n, 4)
 	share := (l.blocks - l.present + slots - 1) / slots
 	return min(max(share, minChunk*4/blockSize), maxStretch/blockSize)
 }
@@ -276,6 +460,7 @@ func (l *live) runBackground(t *transfer) {
 		return
 	}
 	t.next, t.end, t.started = w.first, w.end, true
+	t.first, t.limit = w.first, w.end
 	t.ahead = max(4, int(l.link.product()/blockSize))
 	l.transfers = append(l.transfers, t)
 	l.pumpOn() // the other slots may help
@@ -313,7 +498,7 @@ func (l *live) afterTransfer(t *transfer, err error) {
 	if err != nil && l.ctx.Err() == nil {
 		if t.background {
 			l.pump.err, l.pump.failed = err, time.Now()
-			l.pump.ahead, l.pump.prefetch = nil, nil
+			l.pump.ahead, l.pump.prefetch, l.pump.sorted = nil, nil, 0
 			l.tell()
 		}
 	} else if err == nil {
@@ -332,7 +517,7 @@ func (o *Object) Fill(ctx context.Context) error {
 	defer l.mu.Unlock()
 	l.pump.fills++
 	defer func() { l.pump.fills-- }()
-	l.pump.err = nil
+	l.pump.err, l.pump.full = nil, nil
 	for {
 		switch {
 		case l.complete.Load():
@@ -343,6 +528,8 @@ func (o *Object) Fill(ctx context.Context) error {
 			return fmt.Errorf("fill %s: %w", l.key, ErrClosed)
 		case l.pump.err != nil:
 			return l.pump.err
+		case l.pump.full != nil:
+			return l.pump.full
 		case l.fetcher == nil && l.present < l.blocks:
 			return fmt.Errorf("fill %s: %w", l.key, ErrNotCached)
 		}
@@ -409,6 +596,13 @@ func (k *link) saw(first bool, wait time.Duration, n int, now time.Time) {
 		return
 	}
 	k.bytes += int64(n)
+}
+
+// speed is the rate in bytes a second.
+func (k *link) speed() float64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.rate
 }
 
 // product is the bandwidth-delay product in bytes.

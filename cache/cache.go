@@ -130,6 +130,8 @@ type entry struct {
 	// gate is closed when the loading or removal under way has ended; nil
 	// without one.
 	gate chan struct{}
+	// idle is closed when live is unloaded; nil when nobody waits for that.
+	idle chan struct{}
 	// saved: the description is on disk.
 	saved bool
 	// used is when it was last closed.

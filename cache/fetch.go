@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -32,6 +33,8 @@ type transfer struct {
 
 	// next and end are guarded by live.mu; end may be lowered while it runs.
 	next, end int
+	// first and limit are what next and end were at the start.
+	first, limit int
 	// ahead is how many blocks from next on others may wait for instead of
 	// asking for them themselves; for a demand transfer all of them.
 	ahead int
@@ -60,55 +63,62 @@ func (l *live) demand(first, end int) error {
 	if l.fetcher == nil {
 		return fmt.Errorf("read %s at %d: %w, and it cannot be fetched now", l.key, int64(first)*blockSize, ErrNotCached)
 	}
-	t := &transfer{live: l, next: first, end: end}
+	end = l.extend(end)
+	t := &transfer{live: l, next: first, end: end, first: first, limit: end}
 	l.transfers = append(l.transfers, t)
 	l.c.sched.want(t)
 	return nil
 }
 
-// run does a transfer and hands its error to the readers that it leaves
-// without their bytes.
+// run does a transfer and sees to the readers that it leaves without their
+// bytes.
 func (l *live) run(t *transfer) {
+	if !l.c.hold(l) {
+		return // everybody left before it began
+	}
+	defer l.c.letGo(l)
 	l.mu.Lock()
 	ctx := l.ctx
 	t.started = true
 	l.mu.Unlock()
-	l.finish(t, l.transfer(ctx, t))
-}
-
-func (l *live) finish(t *transfer, err error) {
+	err := l.transfer(ctx, t)
 	if t.room > 0 {
 		l.c.uncharge(l, t.room)
 		t.room = 0
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i, o := range l.transfers {
-		if o == t {
-			l.transfers = append(l.transfers[:i], l.transfers[i+1:]...)
-			break
-		}
+	if ctx.Err() != nil && l.ctx.Err() == nil {
+		err = nil // it was ended for those who left; others have come since
 	}
+	l.transfers = slices.DeleteFunc(l.transfers, func(o *transfer) bool { return o == t })
 	for w := range l.waiters {
-		for b := max(t.next, w.first); b < min(t.end, w.first+len(w.state)); b++ {
-			if !w.wants(b) || l.bringing(b) {
-				continue
-			}
-			if err != nil {
-				w.fail(err)
-				delete(l.waiters, w)
-				break
-			}
-			// A background transfer that ended early on purpose: those who
-			// waited for it ask for themselves.
-			if derr := l.demand(b, b+1); derr != nil {
-				w.fail(derr)
-				delete(l.waiters, w)
-				break
-			}
+		if w.first >= t.limit || w.first+len(w.state) <= t.first {
+			continue
+		}
+		werr := err
+		if err == nil || !l.left(t, w) {
+			// A transfer that ended early on purpose: those who waited for
+			// it ask for themselves.
+			werr = l.demandFor(w)
+		}
+		if werr != nil {
+			w.fail(werr)
+			delete(l.waiters, w)
 		}
 	}
 	l.afterTransfer(t, err)
+}
+
+// left reports whether w awaits a block that t should have brought and nobody
+// else brings. The caller holds l.mu.
+func (l *live) left(t *transfer, w *waiter) bool {
+	for b := max(t.next, w.first); b < min(t.end, w.first+len(w.state)); b++ {
+		if w.wants(b) && !l.bringing(b) {
+			return true
+		}
+	}
+	return false
 }
 
 // transfer asks for [t.next, t.end), again from where it stopped when the body
@@ -240,13 +250,14 @@ func (l *live) arrived(t *transfer, b int, data []byte) bool {
 	l.mu.Unlock()
 
 	if !known {
-		stored := l.store(t, b, data)
+		err := l.store(t, b, data)
 		l.mu.Lock()
+		l.pump.full = err
 		switch {
-		case !stored:
+		case err != nil:
 			l.c.spill.put(l, b, data)
 		case !l.recorded.has(b): // else another transfer was faster
-			l.crc[b] = crc32.Checksum(data, castagnoli)
+			l.crc[b].Store(crc32.Checksum(data, castagnoli))
 			l.recorded.set(b)
 			l.ready.set(b)
 			l.present++
@@ -255,7 +266,7 @@ func (l *live) arrived(t *transfer, b int, data []byte) bool {
 		// Those who came while the block was being written.
 		l.serve(b, data)
 		l.mu.Unlock()
-		if stored {
+		if err == nil {
 			l.c.markDirty(l)
 		}
 	}
@@ -279,8 +290,8 @@ func (l *live) serve(b int, data []byte) {
 }
 
 // store writes block b to disk. When there is no room or the disk fails, the
-// block is served all the same, and false returned.
-func (l *live) store(t *transfer, b int, data []byte) bool {
+// block is served all the same, but not kept.
+func (l *live) store(t *transfer, b int, data []byte) error {
 	n := int64(len(data))
 	if l.paid.has(b) {
 		n = 0
@@ -291,11 +302,11 @@ func (l *live) store(t *transfer, b int, data []byte) bool {
 		l.mu.Unlock()
 		if l.c.chargeObject(l, step-t.room) == nil {
 			t.room = step
-		} else if l.c.chargeObject(l, n-t.room) == nil {
+		} else if err := l.c.chargeObject(l, n-t.room); err == nil {
 			t.room = n
 		} else {
 			l.c.stats.uncached.Add(1)
-			return false
+			return err
 		}
 	}
 	err := l.withData(func(f file) error {
@@ -305,12 +316,12 @@ func (l *live) store(t *transfer, b int, data []byte) bool {
 	if err != nil {
 		l.c.stats.uncached.Add(1)
 		l.c.diskTrouble(l.key, err)
-		return false
+		return fmt.Errorf("keep %d bytes at %d of %s: %w", len(data), int64(b)*blockSize, l.key, err)
 	}
 	if l.paid.set(b) {
 		t.room -= n
 	}
-	return true
+	return nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -144,7 +144,7 @@ func (l *live) saveMap(blocks []int) error {
 			// A block that was dropped since has no slot, whatever it had.
 			buf = append(buf, make([]byte, slotSize)...)
 			if b := blocks[i]; l.recorded.has(b) {
-				putSlot(buf[len(buf)-slotSize:], l.nonce, b, l.crc[b])
+				putSlot(buf[len(buf)-slotSize:], l.nonce, b, l.crc[b].Load())
 			}
 		}
 		l.mu.Unlock()

@@ -35,12 +35,13 @@ type live struct {
 	gen                          atomic.Uint64
 	complete                     atomic.Bool
 	// crc has the checksum of each recorded block, written before its bit.
-	crc []uint32
+	crc []atomic.Uint32
 
 	hits       atomic.Int64
 	file       atomic.Pointer[dataFile]
-	pinnedFile bool // guarded by fdTable.mu
-	shut       atomic.Bool
+	pinnedFile bool        // guarded by fdTable.mu
+	shut       atomic.Bool // unloaded, or the cache is closed
+	doomed     atomic.Bool // being removed: no need to finish anything
 
 	// flushing serializes flush, which does I/O.
 	flushing sync.Mutex
@@ -60,6 +61,7 @@ type live struct {
 	handles   map[*Object]struct{}
 	changed   chan struct{} // closed and replaced when Fill should look again
 	trace     trace
+	guess     guess
 	seal      seal
 	pump      pump
 	link      link
@@ -144,7 +146,7 @@ func (l *live) readBlock(b int, buf []byte) (ok bool) {
 	if !l.recorded.has(b) {
 		return false
 	}
-	want := l.crc[b]
+	want := l.crc[b].Load()
 	err := l.withData(func(f file) error {
 		_, err := f.ReadAt(buf, int64(b)*blockSize)
 		return err
@@ -152,7 +154,7 @@ func (l *live) readBlock(b int, buf []byte) (ok bool) {
 	if err == nil && crc32.Checksum(buf, castagnoli) == want {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if !l.recorded.has(b) || l.crc[b] != want {
+		if !l.recorded.has(b) || l.crc[b].Load() != want {
 			return false
 		}
 		l.ready.set(b)
@@ -167,7 +169,7 @@ func (l *live) readBlock(b int, buf []byte) (ok bool) {
 	defer l.c.markDirty(l)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.recorded.has(b) && l.crc[b] == want {
+	if l.recorded.has(b) && l.crc[b].Load() == want {
 		l.c.stats.badBlocks.Add(1)
 		l.c.log.Warn("a cached block is damaged and will be fetched again", "key", l.key, "offset", int64(b)*blockSize, "error", err)
 		l.forgetBlock(b)
@@ -251,6 +253,9 @@ func (l *live) read(ctx context.Context, p []byte, off int64) error {
 	// Each round either ends the read, or found damaged blocks and forgot
 	// them. That can happen a few times, not for ever.
 	for range 4 {
+		if l.shut.Load() {
+			return fmt.Errorf("read %s: %w", l.key, ErrClosed)
+		}
 		if err := l.join(w); err != nil {
 			return err
 		}
@@ -305,6 +310,13 @@ func (l *live) join(w *waiter) error {
 	}
 	w.done = make(chan struct{})
 	l.waiters[w] = struct{}{}
+	return l.demandFor(w)
+}
+
+// demandFor starts demand transfers for those blocks that w awaits and that
+// none is bringing, one for each stretch of them. When that is impossible, w
+// waits no longer. The caller holds l.mu.
+func (l *live) demandFor(w *waiter) error {
 	for i := 0; i < len(w.state); {
 		run := i
 		for run < len(w.state) && w.state[run] == awaited && !l.bringing(w.first+run) {

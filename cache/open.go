@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 )
 
@@ -71,15 +72,16 @@ func (c *Cache) load(e *entry) *live {
 	l := &live{
 		c: c, e: e, key: e.m.Key, size: e.m.Size, blocks: n, nonce: e.m.Nonce,
 		recorded: newBitmap(n), ready: newBitmap(n), asked: newBitmap(n), paid: newBitmap(n),
-		crc:     make([]uint32, n),
+		crc:     make([]atomic.Uint32, n),
 		waiters: map[*waiter]struct{}{}, handles: map[*Object]struct{}{},
 		changed: make(chan struct{}),
+		guess:   guess{open: newBitmap(n), behind: 2},
 	}
 	if e.saved {
 		mf, err := c.disk.Open(e.name+mapSuffix, 0)
 		if err == nil {
 			err = readMap(mf, &e.m, func(b int, crc uint32) {
-				l.crc[b] = crc
+				l.crc[b].Store(crc)
 				l.recorded.set(b)
 				l.paid.set(b)
 				l.present++
@@ -116,6 +118,7 @@ func (c *Cache) untouched(l *live) bool {
 func (c *Cache) handle(l *live, spec Spec) *Object {
 	o := &Object{l: l}
 	l.refs++
+	l.doomed.Store(false)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ctx == nil || l.ctx.Err() != nil {
@@ -202,6 +205,10 @@ func (c *Cache) unload(l *live) {
 	c.stats.hits.Add(l.hits.Load())
 	e.live = nil
 	e.used = time.Now()
+	if e.idle != nil {
+		close(e.idle)
+		e.idle = nil
+	}
 	if !e.saved {
 		// Nothing of it ever reached the disk, or nothing that counts.
 		delete(c.entries, e.name)
@@ -265,9 +272,16 @@ func (c *Cache) Remove(key string) error {
 				c.mu.Unlock()
 				return fmt.Errorf("remove the cached object %s: %w", key, ErrInUse)
 			}
+			// Closed a moment ago: its last blocks are being saved, or it is
+			// being hashed.
+			if e.idle == nil {
+				e.idle = make(chan struct{})
+			}
+			idle := e.idle
 			c.mu.Unlock()
-			// Closed a moment ago: its last blocks are being saved.
+			l.doomed.Store(true)
 			c.settle(l)
+			<-idle
 			continue
 		}
 		delete(c.corrupt, name)

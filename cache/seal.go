@@ -54,16 +54,26 @@ func (l *live) hashAlong() {
 	if !l.c.hold(l) {
 		return // unloaded; the next to open the object starts again
 	}
-	defer l.c.letGo(l)
+	done := l.hashAll()
+	l.c.letGo(l)
+	if done != nil && l.c.opts.OnComplete != nil {
+		l.c.opts.OnComplete(*done)
+	}
+}
+
+// hashAll is hashAlong's loop. It returns what to tell of an object that
+// became complete.
+func (l *live) hashAll() *Completed {
 	buf := make([]byte, hashStep*blockSize)
 	for {
 		first, end := l.toHash()
 		if first == end {
-			return
+			return nil
 		}
 		if first < 0 {
-			if l.finishSeal() {
-				return
+			done, again := l.finishSeal()
+			if !again {
+				return done
 			}
 			continue
 		}
@@ -99,7 +109,7 @@ func (l *live) toHash() (first, end int) {
 		return -1, 0
 	}
 	end = l.recorded.next(s.next, min(s.next+hashStep, l.blocks), false)
-	if l.c.ctx.Err() != nil || (l.ctx.Err() != nil && l.present < l.blocks) {
+	if l.c.ctx.Err() != nil || l.doomed.Load() || (l.ctx.Err() != nil && l.present < l.blocks) {
 		end = s.next
 	}
 	if end == s.next {
@@ -108,10 +118,11 @@ func (l *live) toHash() (first, end int) {
 	return s.next, end
 }
 
-// finishSeal checks the whole. It reports whether hashing is over.
-func (l *live) finishSeal() bool {
+// finishSeal checks the whole. It returns what to tell of an object that
+// became complete; again when hashing has to go on.
+func (l *live) finishSeal() (tell *Completed, again bool) {
 	c, s := l.c, &l.seal
-	done := Completed{
+	done := &Completed{
 		Key: l.key, Size: l.size,
 		MD5:    hex.EncodeToString(s.md5.Sum(nil)),
 		SHA256: hex.EncodeToString(s.sha256.Sum(nil)),
@@ -121,8 +132,10 @@ func (l *live) finishSeal() bool {
 	if s.sum == nil && l.sum.New != nil {
 		// The checksum became known after hashing began.
 		s.restart = true
+	}
+	if s.restart {
 		l.mu.Unlock()
-		return false
+		return nil, true
 	}
 	l.mu.Unlock()
 	c.mu.Lock()
@@ -130,34 +143,41 @@ func (l *live) finishSeal() bool {
 	c.mu.Unlock()
 	if s.sum != nil {
 		if have := hex.EncodeToString(s.sum.Sum(nil)); have != want {
-			return l.reject(fmt.Errorf("%w: it is %s, not %s", ErrCorrupt, have, want))
+			l.reject(fmt.Errorf("%w: it is %s, not %s", ErrCorrupt, have, want))
+			return nil, false
 		}
 	} else if before != "" && before != done.SHA256 {
-		return l.reject(fmt.Errorf("%w: its SHA-256 is %s, not %s", ErrCorrupt, done.SHA256, before))
+		l.reject(fmt.Errorf("%w: its SHA-256 is %s, not %s", ErrCorrupt, done.SHA256, before))
+		return nil, false
 	}
 
 	err := l.flush()
 	if err == nil {
-		err = l.describeComplete(done)
+		err = l.describeComplete(*done)
 	}
 	if err != nil {
 		c.diskTrouble(l.key, err)
 	}
+	c.mu.Lock()
+	delete(c.strikes, l.e.name)
+	c.mu.Unlock()
 	l.mu.Lock()
 	if l.present < l.blocks || s.restart {
-		s.running = false // a block was damaged meanwhile
+		// A block was damaged meanwhile, and the description says too much.
+		s.running, l.unsealed = false, true
+		l.hashOn()
 		l.mu.Unlock()
 		c.markDirty(l)
-		return true
+		return nil, false
 	}
 	s.running, s.done = false, true
 	l.complete.Store(true)
 	l.tell()
 	l.mu.Unlock()
-	if c.opts.OnComplete != nil && before != done.SHA256 {
-		c.opts.OnComplete(done)
+	if before == done.SHA256 {
+		return nil, false // known before
 	}
-	return true
+	return done, false
 }
 
 // describeComplete makes it durable that the object is complete.
@@ -185,11 +205,11 @@ func (l *live) describeComplete(done Completed) error {
 }
 
 // reject drops an object that does not match its checksum. The first time it
-// is fetched again, the second time it is given up. It reports whether hashing
-// is over.
-func (l *live) reject(err error) bool {
+// is fetched again, the second time it is given up.
+func (l *live) reject(err error) {
 	c := l.c
 	c.stats.verifyFailures.Add(1)
+	err = fmt.Errorf("%s: %w", l.key, err)
 	c.mu.Lock()
 	c.strikes[l.e.name]++
 	final := c.strikes[l.e.name] > 1
@@ -199,10 +219,10 @@ func (l *live) reject(err error) bool {
 	}
 	c.mu.Unlock()
 	if final {
-		l.mu.Lock()
-		l.err = fmt.Errorf("%s: %w", l.key, err)
-		l.mu.Unlock()
 		c.log.Error("an object was fetched twice and is corrupt; it will not be served", "key", l.key, "error", err)
+		l.mu.Lock()
+		l.err = err
+		l.mu.Unlock()
 	} else {
 		c.log.Warn("an object does not match its checksum and is fetched again", "key", l.key, "error", err)
 	}
@@ -213,18 +233,16 @@ func (l *live) reject(err error) bool {
 	defer l.mu.Unlock()
 	l.seal.reset(l.sum)
 	l.seal.running = false
-	if !final && l.fetcher != nil {
+	if final {
+		for w := range l.waiters {
+			w.fail(err)
+			delete(l.waiters, w)
+		}
+	} else {
 		l.pump.bulk = true
 		l.pumpOn()
 	}
-	for w := range l.waiters {
-		if l.err != nil {
-			w.fail(l.err)
-			delete(l.waiters, w)
-		}
-	}
 	l.tell()
-	return true
 }
 
 // drop makes everything of l absent: first on disk, where a new nonce voids

@@ -256,9 +256,9 @@ func (l *live) become(tmp string, crc []uint32, charged int64) error {
 	c.room.give(give, false)
 	l.mu.Lock()
 	l.gen.Add(1)
-	copy(l.crc, crc)
 	l.unsaved = l.unsaved[:0]
 	for b := range l.blocks {
+		l.crc[b].Store(crc[b])
 		l.recorded.set(b)
 		l.ready.set(b)
 		l.paid.set(b)
