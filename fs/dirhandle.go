@@ -45,6 +45,8 @@ func (h *dirHandle) load(ctx context.Context) error {
 		h.entries = append(h.entries, fuse.DirEntry{Name: name, Mode: mode,
 			Ino: ino(n.cl.Name, path.Join(n.dir, name)), Off: uint64(len(h.entries) + 1)})
 	}
+	add(".", fuse.S_IFDIR)
+	add("..", fuse.S_IFDIR)
 	dirs, err := n.cl.Collections(ctx, n.dir)
 	if err != nil {
 		return err

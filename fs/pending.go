@@ -2,7 +2,7 @@ package fs
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"io"
 	"path"
 	"slices"
@@ -257,19 +257,11 @@ func (pf *pendingFile) commitAs(ctx context.Context, dir string, to backends.Ref
 	return nil
 }
 
-var errEmpty = &emptyError{}
-
-// emptyError refuses to push nothing.
-type emptyError struct{}
-
-func (*emptyError) Error() string { return "the file is empty" }
-
-// Unwrap makes it EINVAL.
-func (*emptyError) Unwrap() error { return syscall.EINVAL }
+var errEmpty = fmt.Errorf("the file is empty: %w", syscall.EINVAL)
 
 // refuse is the error for content that is known to be broken.
 func (pf *pendingFile) refuse(ref backends.Ref, err error) error {
-	return &backends.Error{Op: "push", Client: pf.cl.Name, Ref: ref, Err: errors.Join(err, syscall.EINVAL),
+	return &backends.Error{Op: "push", Client: pf.cl.Name, Ref: ref, Err: fmt.Errorf("%w (%w)", err, syscall.EINVAL),
 		Hint: "copy the whole image again"}
 }
 

@@ -49,7 +49,7 @@ func (n *rootNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) 
 }
 
 func (n *rootNode) Readdir(ctx context.Context) (fusefs.DirStream, syscall.Errno) {
-	var list []fuse.DirEntry
+	list := selfAndParent()
 	for _, cl := range n.tree.cat.Clients() {
 		list = append(list, fuse.DirEntry{Name: cl.Name, Mode: fuse.S_IFDIR, Ino: ino(cl.Name)})
 	}
@@ -72,4 +72,9 @@ func (n *rootNode) Create(ctx context.Context, name string, flags, mode uint32, 
 func (n *rootNode) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
 	n.tree.statfs(ctx, n.tree.cat.Clients(), out)
 	return 0
+}
+
+// selfAndParent begins a listing; the kernel adds neither.
+func selfAndParent() []fuse.DirEntry {
+	return []fuse.DirEntry{{Name: ".", Mode: fuse.S_IFDIR}, {Name: "..", Mode: fuse.S_IFDIR}}
 }

@@ -81,7 +81,7 @@ func (n *searchNode) Getattr(ctx context.Context, f fusefs.FileHandle, out *fuse
 }
 
 func (n *searchNode) Readdir(ctx context.Context) (fusefs.DirStream, syscall.Errno) {
-	return fusefs.NewListDirStream(nil), 0
+	return fusefs.NewListDirStream(selfAndParent()), 0
 }
 
 func (n *searchNode) Lookup(ctx context.Context, word string, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
@@ -135,7 +135,7 @@ func (n *foundNode) Readdir(ctx context.Context) (fusefs.DirStream, syscall.Errn
 	if err != nil {
 		return nil, n.tree.fail("search for", n.word, err)
 	}
-	list := make([]fuse.DirEntry, 0, len(links))
+	list := selfAndParent()
 	for name := range links {
 		list = append(list, fuse.DirEntry{Name: name, Mode: fuse.S_IFLNK})
 	}
@@ -169,7 +169,7 @@ func (n *byIDNode) Readdir(ctx context.Context) (fusefs.DirStream, syscall.Errno
 	if err := n.cl.Listed(ctx); err != nil {
 		return nil, n.tree.fail("list", "/"+n.cl.Name+"/"+byIDDir, err)
 	}
-	var list []fuse.DirEntry
+	list := selfAndParent()
 	for id, err := range n.tree.cat.Index().IDs(ctx, n.cl.Name) {
 		if err != nil {
 			return nil, n.tree.fail("list", "/"+n.cl.Name+"/"+byIDDir, err)
