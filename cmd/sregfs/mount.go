@@ -70,6 +70,7 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 		return err
 	}
 	defer done.Close()
+	cat.Start()
 	tree, err := fs.Mount(c.Dir, cat, fs.Options{
 		AllowOther: allowOther, ReadOnly: c.ReadOnly, Aliases: aliases,
 		StackedCache: onOverlay(e.cacheDir()), Debug: c.DebugFuse, Log: e.log,
@@ -77,7 +78,6 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 	if err != nil {
 		return fmt.Errorf("mount %s: %w; \"sregfs doctor\" looks for what stands in the way", c.Dir, err)
 	}
-	cat.Start()
 	cat.Resume()
 	raiseReadAhead(c.Dir)
 	srv := &control.Server{Catalog: cat, About: control.Status{

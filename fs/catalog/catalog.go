@@ -50,6 +50,7 @@ type Catalog struct {
 	records  chan recordJob
 	failures failures
 	times    times
+	started  bool // listings are followed; set before the first question
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -67,7 +68,11 @@ func New(stores map[string]backends.Store, o Options) (*Catalog, error) {
 		return nil, err
 	}
 	for name, store := range stores {
-		c.clients = append(c.clients, newClient(c, name, store))
+		cl := newClient(c, name, store)
+		if err := cl.recall(c.ctx); err != nil {
+			return nil, err
+		}
+		c.clients = append(c.clients, cl)
 	}
 	slices.SortFunc(c.clients, func(a, b *Client) int {
 		if a.Name < b.Name {
@@ -78,9 +83,11 @@ func New(stores map[string]backends.Store, o Options) (*Catalog, error) {
 	return c, nil
 }
 
-// Start begins to follow the stores' listings and to write records. A catalog
-// that is not started answers from what is known and asks stores on demand.
+// Start begins to follow the stores' listings and to write records; it is
+// called before anything is asked. A catalog that is not started answers from
+// what is known and asks stores on demand.
 func (c *Catalog) Start() {
+	c.started = true
 	c.work.Go(c.writeRecords)
 	for _, cl := range c.clients {
 		c.work.Go(func() { cl.follow(c.ctx) })

@@ -33,6 +33,7 @@ type listingState struct {
 	used                  time.Time
 	wake                  chan struct{} // asks follow to try now
 	subscribers           []func(index.Diff)
+	cursor                string // of the feed, when the program began
 }
 
 func (s *listingState) init() {
@@ -142,9 +143,12 @@ func (cl *Client) Listed(ctx context.Context) error {
 		}
 		return nil
 	}
-	s.poke()
 	ctx, cancel := context.WithTimeoutCause(ctx, firstListing, errMoment)
 	defer cancel()
+	if !cl.cat.started {
+		return cl.Refresh(ctx)
+	}
+	s.poke()
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -183,20 +187,19 @@ func (cl *Client) list(ctx context.Context) (cursor string, err error) {
 	return cursor, err
 }
 
+// recall takes up what an earlier run listed.
+func (cl *Client) recall(ctx context.Context) error {
+	known, err := cl.cat.opts.Index.Listing(ctx, cl.Name)
+	cl.state.known, cl.state.at, cl.state.cursor = known.Known, known.At, known.Cursor
+	return err
+}
+
 // follow keeps the client's listing right until ctx is done: by the store's
 // change feed where it has one, otherwise by listing again when the listing is
 // older than the time-to-live and somebody looks at it.
 func (cl *Client) follow(ctx context.Context) {
-	known, err := cl.cat.opts.Index.Listing(ctx, cl.Name)
-	if err != nil {
-		cl.log.Warn("cannot read what was last listed", "error", err)
-	}
-	cl.state.mu.Lock()
-	cl.state.known, cl.state.at = known.Known, known.At
-	cl.state.mu.Unlock()
-
 	watcher, watched := backends.As[backends.Watcher](cl.Store)
-	cursor, wait := known.Cursor, retryMin
+	cursor, wait := cl.state.cursor, retryMin
 	failed := func(what string, err error) {
 		if ctx.Err() != nil {
 			return
