@@ -105,7 +105,7 @@ const (
 // in a SIF, of its primary file system. size is the file's.
 //
 // The error is ErrNotImage for a file that is no image, ErrCorrupt for one
-// whose headers cannot be right, an *TruncatedError for an image that is cut
+// whose headers cannot be right, a *TruncatedError for an image that is cut
 // short, then with as much of the layout as is known, or r's own; all of them
 // wrapped. Between reads it stops when ctx is done.
 func Probe(ctx context.Context, r io.ReaderAt, size int64) (Layout, error) {
@@ -132,8 +132,8 @@ func probe(w *window) (Layout, error) {
 		l.Kind = Simg
 		l.FSOffset = int64(i + len(launcher) + 1)
 	}
-	if l.Kind == Unknown || startsLike(head, int(l.FSOffset)) {
-		return tooShort(w.size, head)
+	if l.Kind == Unknown || len(head) < int(l.FSOffset)+len(squashfs.Magic) {
+		return Layout{Kind: Unknown}, noImage(head, w.size)
 	}
 	l.FSSize = max(0, w.size-l.FSOffset)
 	err := probeFS(w, &l)
@@ -150,23 +150,18 @@ func probe(w *window) (Layout, error) {
 	return l, nil
 }
 
-// startsLike reports whether head, which is all of a short file, ends before
-// the magic at off does.
-func startsLike(head []byte, off int) bool { return len(head) < off+len(squashfs.Magic) }
-
-// tooShort is the answer for a file whose head is all there is and tells
-// nothing: a truncated image if it is how one begins.
-func tooShort(size int64, head []byte) (Layout, error) {
-	l := Layout{Kind: Unknown}
-	if size == int64(len(head)) && size > 0 {
-		for _, begin := range []string{launchLine, squashfs.Magic} {
-			n := min(len(begin), len(head))
-			if begin[:n] == string(head[:n]) {
-				return l, &TruncatedError{Have: size, Want: int64(len(begin)) + squashfs.SuperblockSize}
-			}
+// noImage is the error for a file whose head shows no image: that it is cut
+// short, if head is all there is of it and the beginning of one.
+func noImage(head []byte, size int64) error {
+	if len(head) == 0 || size > int64(len(head)) {
+		return ErrNotImage
+	}
+	for _, begin := range []string{launchLine, squashfs.Magic} {
+		if n := min(len(begin), len(head)); begin[:n] == string(head[:n]) {
+			return &TruncatedError{Have: size, Want: int64(len(begin)) + squashfs.SuperblockSize}
 		}
 	}
-	return l, ErrNotImage
+	return ErrNotImage
 }
 
 // probeFS reads the superblock of the squashfs at l.FSOffset, where l.FSSize

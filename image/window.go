@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -21,7 +20,7 @@ const (
 )
 
 // errTooMuch ends the reading of an image that sends us all over itself.
-var errTooMuch = errors.New("image needs too many reads")
+var errTooMuch = fmt.Errorf("%w: it takes too many reads", ErrCorrupt)
 
 // window reads a file in windows, keeps the last ones, and stops when its
 // context is done. It fulfils io.ReaderAt for the file's size bytes.
@@ -75,7 +74,7 @@ func (w *window) windows(n, last int64) ([]byte, error) {
 	}
 	b := make([]byte, min(end*windowSize, w.size)-n*windowSize)
 	if w.left -= int64(len(b)); w.left < 0 {
-		return nil, fmt.Errorf("%w: %d MiB were not enough", errTooMuch, maxFetched>>20)
+		return nil, errTooMuch
 	}
 	if k, err := w.r.ReadAt(b, n*windowSize); k < len(b) {
 		if err == nil || err == io.EOF {
