@@ -62,6 +62,9 @@ func (s *Server) begin(route string, a listArg) (cursor, *apiError) {
 		if limit < 1 || limit > 2000 {
 			return cursor{}, badRequest(route, "request body: limit: %d is not within 1 and 2000", limit)
 		}
+		if s.opts.PageMax > 0 {
+			limit = min(limit, s.opts.PageMax)
+		}
 	}
 	n, err := s.acct.resolve(a.Path)
 	if err != nil {
@@ -122,7 +125,8 @@ func (s *Server) page(c cursor) (any, *apiError) {
 			return nil, refuse("path", "not_found")
 		}
 	}
-	entries, more := []any{}, false
+	var entries []any
+	var more bool
 	if c.Listing {
 		entries, more = s.listed(root, &c)
 	} else {

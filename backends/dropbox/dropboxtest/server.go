@@ -56,6 +56,9 @@ type Options struct {
 	// PageSize is the number of entries of a listing whose limit was not
 	// given, 500 when 0.
 	PageSize int
+	// PageMax makes pages shorter than their limit, which is "an approximate
+	// number"; 0 for not.
+	PageMax int
 	// LongpollMax cuts every longpoll short, so that a test need not wait the
 	// 30 seconds that a caller must at least ask for; 0 for no cut.
 	LongpollMax time.Duration
