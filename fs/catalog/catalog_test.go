@@ -1,0 +1,317 @@
+package catalog
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	iofs "io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/backends/backendtest"
+	"github.com/sregfs/sregfs/cache"
+	"github.com/sregfs/sregfs/cache/staging"
+	"github.com/sregfs/sregfs/index"
+)
+
+// open makes a catalog over stores, with everything that it keeps in dir.
+func open(t *testing.T, dir string, stores map[string]backends.Store) *Catalog {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	x, err := index.Open(t.Context(), index.Options{
+		Database: filepath.Join(dir, "sregistry.db"), State: filepath.Join(dir, "state.db"), Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c *Catalog
+	objects, err := cache.Open(filepath.Join(dir, "objects"), cache.Options{Limit: 1 << 30, Parallel: 4, Log: log,
+		OnComplete: func(done cache.Completed) { c.Learnt(done.Key, done.MD5) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	area, err := staging.Open(filepath.Join(dir, "staging"), staging.Options{Reserve: objects.Reserve, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err = New(stores, Options{Index: x, Cache: objects, Staging: area, Log: log}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.Close()
+		if err := errors.Join(area.Close(), objects.Close(), x.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// squash makes bytes that pass for a whole squashfs of n bytes.
+func squash(t *testing.T, seed uint64, n int) []byte {
+	t.Helper()
+	b := make([]byte, n)
+	rnd := rand.NewChaCha8([32]byte{byte(seed)})
+	_, _ = rnd.Read(b)
+	return b
+}
+
+var red = backends.Ref{Collection: "pusheen", Name: "asaurus", Tag: "red"}
+
+func push(t *testing.T, cl *Client, ref backends.Ref, data []byte, step int) (backends.Image, error) {
+	t.Helper()
+	s, err := cl.Stage(t.Context(), ref, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for off := 0; off < len(data); off += step {
+		if _, err := s.WriteAt(data[off:min(off+step, len(data))], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	img, err := s.Commit(t.Context())
+	s.Finish(true)
+	return img, err
+}
+
+func content(t *testing.T, cl *Client, img backends.Image) []byte {
+	t.Helper()
+	c, err := cl.Open(t.Context(), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b := make([]byte, c.Size())
+	if _, err := c.ReadAt(t.Context(), b, 0); err != nil && int64(len(b)) != c.Size() {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestPushThenReadAsksNobody(t *testing.T) {
+	m := backendtest.Memory()
+	counted, counter := backendtest.Counting(m)
+	c := open(t, t.TempDir(), map[string]backends.Store{"mem": counted})
+	cl := c.Client("mem")
+	for _, size := range []int{1, 100_000, 20 << 20} {
+		data := squash(t, uint64(size), size)
+		img, err := push(t, cl, red, data, 128<<10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := counter.Count("OpenRange")
+		if got := content(t, cl, img); !bytes.Equal(got, data) {
+			t.Fatalf("%d bytes: read other bytes than were pushed", size)
+		}
+		if n := counter.Count("OpenRange") - before; n != 0 {
+			t.Errorf("%d bytes: reading what was just pushed made %d requests", size, n)
+		}
+		found, err := cl.Find(t.Context(), red)
+		if err != nil || found.Revision != img.Revision || len(found.Version) != 32 {
+			t.Errorf("%d bytes: Find = %+v, %v", size, found, err)
+		}
+	}
+}
+
+// TestRewriteAfterSendingAhead writes a file's head last, as apptainer build
+// does, after its parts have gone.
+func TestRewriteAfterSendingAhead(t *testing.T) {
+	m := backendtest.Memory()
+	c := open(t, t.TempDir(), map[string]backends.Store{"mem": m})
+	cl := c.Client("mem")
+	data := squash(t, 1, 30<<20)
+	s, err := cl.Stage(t.Context(), red, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := slices.Clone(data)
+	copy(written, make([]byte, 4096))
+	for off := 0; off < len(data); off += 1 << 20 {
+		if _, err := s.WriteAt(written[off:off+1<<20], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.WriteAt(data[:4096], 0); err != nil {
+		t.Fatal(err)
+	}
+	img, err := s.Commit(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Finish(true)
+	if err := c.Cache().Remove(img.ContentKey("mem")); err != nil {
+		t.Fatal(err)
+	}
+	if got := content(t, cl, img); !bytes.Equal(got, data) {
+		t.Error("the remote has other bytes than were written last")
+	}
+	if n := m.Uploads(); n != 0 {
+		t.Errorf("%d uploads are left on the store", n)
+	}
+}
+
+func TestFailedPushKeepsTheBytes(t *testing.T) {
+	down := true
+	flaky := backendtest.Flaky(backendtest.Memory(), func(call backendtest.Call) error {
+		if down && call.Op == "Commit" {
+			return backends.ErrUnreachable
+		}
+		return nil
+	})
+	dir := t.TempDir()
+	c := open(t, dir, map[string]backends.Store{"mem": flaky})
+	cl := c.Client("mem")
+	data := squash(t, 1, 50_000)
+	s, err := cl.Stage(t.Context(), red, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.WriteAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Commit(t.Context()); !errors.Is(err, backends.ErrUnreachable) {
+		t.Fatalf("Commit = %v", err)
+	}
+	if held := c.Held(); len(held) != 1 || held[0].State != string(staging.Failed) || held[0].Bytes != 50_000 {
+		t.Fatalf("Held = %+v", held)
+	}
+	if _, err := cl.Find(t.Context(), red); !errors.Is(err, iofs.ErrNotExist) {
+		t.Errorf("after a failed push Find = %v", err)
+	}
+	down = false
+	if _, err := s.Commit(t.Context()); err != nil {
+		t.Fatalf("the second Commit = %v", err)
+	}
+	s.Finish(true)
+	if held := c.Held(); len(held) != 0 {
+		t.Errorf("after the push Held = %+v", held)
+	}
+}
+
+func TestUnreachableIsNotAbsent(t *testing.T) {
+	m := backendtest.Memory()
+	m.Put(red, squash(t, 1, 1000), nil)
+	down := false
+	flaky := backendtest.Flaky(m, func(backendtest.Call) error {
+		if down {
+			return backends.ErrUnreachable
+		}
+		return nil
+	})
+	c := open(t, t.TempDir(), map[string]backends.Store{"mem": flaky})
+	cl := c.Client("mem")
+	if err := cl.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	down = true
+	if err := cl.Refresh(t.Context()); !errors.Is(err, backends.ErrUnreachable) {
+		t.Fatalf("Refresh = %v", err)
+	}
+	if _, err := cl.Find(t.Context(), red); err != nil {
+		t.Errorf("a known image cannot be found offline: %v", err)
+	}
+	n := 0
+	for _, err := range cl.Images(t.Context(), "pusheen") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n != 1 {
+		t.Errorf("offline the collection lists %d images, want 1", n)
+	}
+}
+
+func TestVersions(t *testing.T) {
+	m := backendtest.Memory()
+	c := open(t, t.TempDir(), map[string]backends.Store{"mem": m})
+	cl := c.Client("mem")
+	first, second := squash(t, 1, 70_000), squash(t, 2, 80_000)
+	old, err := push(t, cl, red, first, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, err := push(t, cl, red, second, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for version, want := range map[string][]byte{old.Version: first, now.Version: second} {
+		img, err := cl.Find(t.Context(), red.WithVersion(version))
+		if err != nil {
+			t.Fatalf("@%s: %v", version, err)
+		}
+		if got := content(t, cl, img); !bytes.Equal(got, want) {
+			t.Errorf("@%s has other bytes", version)
+		}
+	}
+	if _, err := cl.Find(t.Context(), red.WithVersion(strings.Repeat("0", 32))); !errors.Is(err, iofs.ErrNotExist) {
+		t.Errorf("a version that never was: %v", err)
+	}
+}
+
+func TestRecord(t *testing.T) {
+	m := backendtest.Memory()
+	m.Put(red, []byte("no image at all, but somebody keeps it here"), nil)
+	c := open(t, t.TempDir(), map[string]backends.Store{"mem": m})
+	cl := c.Client("mem")
+	img, err := cl.Find(t.Context(), red)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := cl.Record(t.Context(), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r struct {
+		Client, Collection, Name, Tag, URI string
+		Image                              *string
+		Metrics                            struct {
+			Data struct {
+				Attributes map[string]any
+				Type       string
+			}
+		}
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	if r.Client != "mem" || r.Collection != "pusheen" || r.Image != nil || r.Metrics.Data.Type != "container" ||
+		r.Metrics.Data.Attributes["runscript"] != nil {
+		t.Errorf("record is %s", text)
+	}
+}
+
+func TestResolve(t *testing.T) {
+	one, two := backendtest.Memory(), backendtest.Memory()
+	one.Put(red, []byte("1"), nil)
+	two.Put(red, []byte("2"), nil)
+	green := red
+	green.Tag = "green"
+	two.Put(green, []byte("3"), nil)
+	c := open(t, t.TempDir(), map[string]backends.Store{"one": one, "two": two})
+	for _, q := range []struct{ uri, preferred, want string }{
+		{"two://pusheen/asaurus:red", "", "two"},
+		{"pusheen/asaurus:red", "one", "one"},
+		{"pusheen/asaurus:green", "", "two"},
+		{"two://pusheen/asaurus:green.simg", "one", "two"},
+	} {
+		cl, _, err := c.Resolve(context.Background(), q.uri, q.preferred)
+		if err != nil || cl.Name != q.want {
+			t.Errorf("Resolve(%q, %q) = %v, %v; want %s", q.uri, q.preferred, cl, err, q.want)
+		}
+	}
+	for uri, want := range map[string]string{
+		"pusheen/asaurus:red":         "one://pusheen/asaurus:red two://pusheen/asaurus:red",
+		"pusheen/asaurus:blue":        "does not exist",
+		"three://pusheen/asaurus:red": "no such client",
+		"pusheen//x":                  "not an image's name",
+	} {
+		if _, _, err := c.Resolve(context.Background(), uri, ""); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Resolve(%q) = %v, want %q", uri, err, want)
+		}
+	}
+}
