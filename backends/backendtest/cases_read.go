@@ -11,14 +11,13 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/sregfs/sregfs/backends"
 )
 
 // big is more than connections and buffers on the way hold, so that a reader
 // that stops halfway leaves something unread.
-const big = 24 << 20
+const big = 16 << 20
 
 var basicCases = []testCase{
 	{"Capabilities/Declared", nil, func(e *env) {
@@ -369,11 +368,8 @@ func (e *env) wantNoLeak(f func()) {
 		f()
 	}
 	now := 0
-	for range 250 {
-		if now = runtime.NumGoroutine(); now <= before+spare {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
+	if e.eventually(func() bool { now = runtime.NumGoroutine(); return now <= before+spare }) {
+		return
 	}
 	buf := make([]byte, 1<<16)
 	e.Errorf("%d goroutines after %d times, %d before:\n%s", now, times, before, buf[:runtime.Stack(buf, true)])

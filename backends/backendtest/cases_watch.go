@@ -94,7 +94,8 @@ var watchCases = []testCase{
 		e.must(err, "Cursor")
 		ctx, cancel := context.WithCancel(e.ctx)
 		time.AfterFunc(50*time.Millisecond, cancel)
-		for err == nil { // what was done before may be told first
+		// What was done before may be told first.
+		for end := time.Now().Add(e.opts.Settle); err == nil && time.Now().Before(end); {
 			var ch backends.Changes
 			ch, err = w.Changes(ctx, cursor, 10*time.Minute)
 			cursor = ch.Cursor

@@ -61,16 +61,27 @@ type Opts struct {
 	// 0 for stores without pages.
 	PageSize int
 	// Settle is how long the store may take to show a change in searches and
-	// in its feed; 5 seconds when it is not set.
+	// in its feed, and to end what an early Close left; 5 seconds when it is not set.
 	Settle time.Duration
 	// Without names cases that do not hold for this store, each with the
 	// reason ("Push/Empty": "the service refuses empty files").
 	Without map[string]string
 }
 
+// reporter is what cases use of *testing.T; the suite's own test records with
+// another one what cases say of wrong stores.
+type reporter interface {
+	Helper()
+	Error(args ...any)
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // env is what a case works with.
 type env struct {
-	*testing.T
+	reporter
+	t     *testing.T // for the hooks in opts
 	opts  Opts
 	store backends.Store
 	ctx   context.Context
@@ -96,12 +107,8 @@ func Run(t *testing.T, open func(t *testing.T) backends.Store, o Opts) {
 	if !o.HasPush && o.Put == nil {
 		t.Fatal("Opts: Put is needed where HasPush is false")
 	}
-	var all []testCase
-	for _, group := range [][]testCase{basicCases, readCases, nameCases(), pushCases, changeCases, extraCases, watchCases} {
-		all = append(all, group...)
-	}
 	known := map[string]bool{}
-	for _, c := range all {
+	for _, c := range allCases() {
 		known[c.name] = true
 		t.Run(c.name, func(t *testing.T) {
 			if c.needs != nil && !c.needs(o) {
@@ -115,7 +122,7 @@ func Run(t *testing.T, open func(t *testing.T) backends.Store, o Opts) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			c.run(&env{T: t, opts: o, store: open(t), ctx: ctx})
+			c.run(&env{reporter: t, t: t, opts: o, store: open(t), ctx: ctx})
 		})
 	}
 	for name := range o.Without {
@@ -125,8 +132,13 @@ func Run(t *testing.T, open func(t *testing.T) backends.Store, o Opts) {
 	}
 }
 
-// ref parses a reference that is known to be good. It does not cut off
-// extensions or take colons for tags, so that odd names can be had too.
+func allCases() (all []testCase) {
+	for _, group := range [][]testCase{basicCases, readCases, nameCases(), pushCases, changeCases, extraCases, watchCases} {
+		all = append(all, group...)
+	}
+	return all
+}
+
 func ref(collection, name, tag string) backends.Ref {
 	return backends.Ref{Collection: collection, Name: name, Tag: tag}
 }
@@ -186,7 +198,7 @@ func (e *env) begin(r backends.Ref, resume string) backends.Upload {
 func (e *env) push(r backends.Ref, data []byte) backends.Image {
 	e.Helper()
 	if e.opts.Put != nil && !e.opts.HasPush {
-		e.opts.Put(e.T, e.store, r, data)
+		e.opts.Put(e.t, e.store, r, data)
 		return e.stat(r)
 	}
 	var replaces *backends.Image
@@ -335,7 +347,7 @@ func (e *env) reopen() backends.Store {
 	if e.opts.Reopen == nil {
 		return e.store
 	}
-	return e.opts.Reopen(e.T, e.store)
+	return e.opts.Reopen(e.t, e.store)
 }
 
 // eventually waits until ok, or for Opts.Settle.
