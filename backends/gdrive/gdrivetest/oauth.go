@@ -35,7 +35,6 @@ type authState struct {
 	access  map[string]time.Time // token, end of its life
 	refresh map[string]bool
 	codes   map[string]code
-	key     *rsa.PrivateKey
 	denied  bool
 }
 
