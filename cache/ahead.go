@@ -319,18 +319,18 @@ func (l *live) pumpOn() {
 	l.c.sched.offer(l)
 }
 
-// nextBackground names the blocks to fetch next in the background. The caller
-// holds l.mu.
-func (l *live) nextBackground() (w want, ok bool) {
+// nextBackground names the blocks that t should fetch next in the background.
+// The caller holds l.mu.
+func (l *live) nextBackground(t *transfer) (w want, ok bool) {
 	p := &l.pump
 	if len(l.handles) == 0 || l.err != nil || l.fetcher == nil {
 		return want{}, false
 	}
-	if w, ok := l.takeMissing(&p.ahead, l.chunk()); ok {
+	if w, ok := l.takeMissing(&p.ahead, l.chunk(), l.covered); ok {
 		return w, true
 	}
 	p.sortHints()
-	if w, ok := l.takeMissing(&p.prefetch, maxChunk/blockSize); ok {
+	if w, ok := l.takeMissing(&p.prefetch, maxChunk/blockSize, l.covered); ok {
 		return w, true
 	}
 	if !p.bulk && p.fills == 0 {
@@ -351,8 +351,9 @@ func (l *live) nextBackground() (w want, ok bool) {
 	if running >= p.width.allow(l.link.speed(), l.c.sched.backgroundSlots()) {
 		return want{}, false
 	}
+	t.whole = true
 	all := []want{{0, l.blocks}}
-	return l.takeMissing(&all, l.stretch())
+	return l.takeMissing(&all, l.stretch(), l.onItsWay)
 }
 
 // sortHints puts the first hints in order of offset and joins near ones: many
@@ -396,12 +397,12 @@ func (w *width) allow(rate float64, most int) int {
 }
 
 // takeMissing takes the first stretch of at most limit blocks out of ws that is
-// neither here nor on its way, and drops from ws what is.
-func (l *live) takeMissing(ws *[]want, limit int) (want, bool) {
+// not covered, and drops from ws what is.
+func (l *live) takeMissing(ws *[]want, limit int, covered func(b int) bool) (want, bool) {
 	for len(*ws) > 0 {
 		w := &(*ws)[0]
 		first := w.first
-		for first < w.end && l.covered(first) {
+		for first < w.end && covered(first) {
 			first++
 		}
 		if first == w.end {
@@ -412,7 +413,7 @@ func (l *live) takeMissing(ws *[]want, limit int) (want, bool) {
 			continue
 		}
 		end := first + 1
-		for end < w.end && end < first+limit && !l.covered(end) {
+		for end < w.end && end < first+limit && !covered(end) {
 			end++
 		}
 		w.first = end
@@ -421,8 +422,11 @@ func (l *live) takeMissing(ws *[]want, limit int) (want, bool) {
 	return want{}, false
 }
 
-// covered reports whether b is here or part of any transfer.
-func (l *live) covered(b int) bool {
+// covered reports whether b is at hand or part of any transfer.
+func (l *live) covered(b int) bool { return l.onItsWay(b) || l.c.spill.has(l, b) }
+
+// onItsWay reports whether b is on disk or part of any transfer.
+func (l *live) onItsWay(b int) bool {
 	if l.recorded.has(b) {
 		return true
 	}
@@ -431,7 +435,7 @@ func (l *live) covered(b int) bool {
 			return true
 		}
 	}
-	return l.c.spill.has(l, b)
+	return false
 }
 
 // chunk is how many blocks one read-ahead request takes: long enough that
@@ -454,7 +458,7 @@ func (l *live) stretch() int {
 // runBackground does one background transfer in the slot that it was given.
 func (l *live) runBackground(t *transfer) {
 	l.mu.Lock()
-	w, ok := l.nextBackground()
+	w, ok := l.nextBackground(t)
 	if !ok {
 		l.mu.Unlock()
 		return
@@ -480,7 +484,8 @@ func (l *live) goOn(t *transfer) bool {
 	if !t.background {
 		return true
 	}
-	if t.yield.Load() {
+	unwanted := t.whole && (l.pump.full != nil || (!l.pump.bulk && l.pump.fills == 0))
+	if t.yield.Load() || unwanted {
 		t.end = t.next
 		return false
 	}
@@ -524,7 +529,7 @@ func (o *Object) Fill(ctx context.Context) error {
 			return nil
 		case l.err != nil:
 			return l.err
-		case o.closed.Load():
+		case o.closed.Load() || l.ctx.Err() != nil:
 			return fmt.Errorf("fill %s: %w", l.key, ErrClosed)
 		case l.pump.err != nil:
 			return l.pump.err
@@ -535,10 +540,11 @@ func (o *Object) Fill(ctx context.Context) error {
 		}
 		l.pumpOn()
 		l.hashOn()
-		changed := l.changed
+		changed, over := l.changed, l.ctx
 		l.mu.Unlock()
 		select {
 		case <-changed:
+		case <-over.Done():
 		case <-ctx.Done():
 		}
 		l.mu.Lock()

@@ -26,6 +26,8 @@ const (
 type transfer struct {
 	live       *live
 	background bool
+	// whole: it is part of fetching everything.
+	whole bool
 	// started: it has its slot. Guarded by live.mu.
 	started bool
 	// yield asks a background transfer to give its slot up soon.
@@ -256,6 +258,9 @@ func (l *live) arrived(t *transfer, b int, data []byte) bool {
 		switch {
 		case err != nil:
 			l.c.spill.put(l, b, data)
+			if l.pump.fills > 0 {
+				l.tell() // Fill has failed
+			}
 		case !l.recorded.has(b): // else another transfer was faster
 			l.crc[b].Store(crc32.Checksum(data, castagnoli))
 			l.recorded.set(b)

@@ -114,6 +114,14 @@ func (l *live) describe(change func(*meta)) error {
 	if change == nil && saved {
 		return nil
 	}
+	if !saved {
+		// The map's name becomes durable together with the description's.
+		f, err := c.disk.Open(l.e.name+mapSuffix, os.O_CREATE)
+		if err != nil {
+			return fmt.Errorf("make a map: %w", err)
+		}
+		f.Close()
+	}
 	if change != nil {
 		change(&m)
 	}

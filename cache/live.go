@@ -190,6 +190,11 @@ func (l *live) forgetBlock(b int) {
 	}
 	l.seal.done = false
 	l.seal.restart = l.seal.restart || b < l.seal.next
+	if l.pump.fills > 0 || l.pump.bulk {
+		// Whoever wants the whole wants this again, or learns that it is gone.
+		l.tell()
+		l.pumpOn()
+	}
 }
 
 // waiter is a reader on the long way. Its buffer is filled as blocks arrive,
@@ -345,7 +350,8 @@ func (l *live) leave(w *waiter) {
 
 // readRecorded reads the blocks that w did not get in memory. It reports
 // whether all could be read.
-func (l *live) readRecorded(w *waiter) bool {
+func (l *live) readRecorded(w *waiter) (all bool) {
+	all = true
 	var buf *[blockSize]byte
 	for i, s := range w.state {
 		if s == got {
@@ -357,12 +363,13 @@ func (l *live) readRecorded(w *waiter) bool {
 		}
 		b := w.first + i
 		if !l.readBlock(b, buf[:]) {
-			return false
+			all = false
+			continue
 		}
 		copyBlock(w.p, w.off, b, buf[:l.blockLen(b)])
 		w.state[i] = got
 	}
-	return true
+	return all
 }
 
 // allocatedBytes is what the file takes on disk.
