@@ -1,0 +1,2 @@
+#!/bin/sh
+# Shell code of the image's own may follow.
