@@ -13,10 +13,20 @@ import (
 // link is the emulated line: a round trip for each request, and a bandwidth
 // that everything in one direction shares, first come, first served by chunks.
 type link struct {
-	latency   time.Duration
-	bandwidth int64 // bytes a second, 0 for no limit
+	latency   atomic.Int64 // a time.Duration
+	bandwidth atomic.Int64 // bytes a second, 0 for no limit
 	in, out   lane
 }
+
+// SetLink changes what Options.Latency and Options.Bandwidth have set.
+func (s *Server) SetLink(latency time.Duration, bandwidth int64) { s.link.set(latency, bandwidth) }
+
+func (l *link) set(latency time.Duration, bandwidth int64) {
+	l.latency.Store(int64(latency))
+	l.bandwidth.Store(bandwidth)
+}
+
+func (l *link) limited() bool { return l.bandwidth.Load() > 0 }
 
 type lane struct {
 	mu   sync.Mutex
@@ -31,15 +41,16 @@ const chunk = 16 << 10
 const slack = 5 * time.Millisecond
 
 func (l *link) wait(ctx context.Context) error {
-	if l.latency == 0 {
-		return nil
+	if d := l.latency.Load(); d > 0 {
+		return sleep(ctx, time.Duration(d))
 	}
-	return sleep(ctx, l.latency)
+	return nil
 }
 
 // pass waits until n bytes have gone through the lane.
 func (l *link) pass(ctx context.Context, ln *lane, n int) error {
-	if l.bandwidth == 0 || n == 0 {
+	rate := l.bandwidth.Load()
+	if rate <= 0 || n == 0 {
 		return nil
 	}
 	ln.mu.Lock()
@@ -47,7 +58,7 @@ func (l *link) pass(ctx context.Context, ln *lane, n int) error {
 	if behind := now.Add(-slack); ln.free.Before(behind) {
 		ln.free = behind
 	}
-	ln.free = ln.free.Add(time.Duration(float64(n) / float64(l.bandwidth) * float64(time.Second)))
+	ln.free = ln.free.Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))
 	until := ln.free
 	ln.mu.Unlock()
 	return sleep(ctx, until.Sub(now))
@@ -76,8 +87,8 @@ type slowListener struct {
 
 func (l *slowListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
-	if err != nil || l.link.latency == 0 {
-		return c, err
+	if err != nil {
+		return nil, err
 	}
 	return &slowConn{Conn: c, link: l.link}, nil
 }
@@ -89,7 +100,7 @@ type slowConn struct {
 }
 
 func (c *slowConn) Read(p []byte) (int, error) {
-	c.once.Do(func() { time.Sleep(c.link.latency) })
+	c.once.Do(func() { time.Sleep(time.Duration(c.link.latency.Load())) })
 	return c.Conn.Read(p)
 }
 
@@ -102,7 +113,7 @@ type meteredBody struct {
 }
 
 func (b *meteredBody) Read(p []byte) (int, error) {
-	if b.link.bandwidth > 0 && len(p) > chunk {
+	if b.link.limited() && len(p) > chunk {
 		p = p[:chunk]
 	}
 	n, err := b.ReadCloser.Read(p)
@@ -137,7 +148,7 @@ func (w *wire) Write(p []byte) (int, error) {
 	total := 0
 	for len(p) > 0 {
 		part := p
-		if w.link.bandwidth > 0 && len(part) > chunk {
+		if w.link.limited() && len(part) > chunk {
 			part = part[:chunk]
 		}
 		if w.end >= 0 && w.sent+int64(len(part)) >= w.end {

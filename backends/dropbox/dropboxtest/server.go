@@ -131,11 +131,12 @@ func Start(opts Options) (*Server, error) {
 	s := &Server{
 		opts:     opts,
 		dir:      dir,
-		link:     &link{latency: opts.Latency, bandwidth: opts.Bandwidth},
+		link:     new(link),
 		acct:     newAccount(opts.Space),
 		oauth:    newOAuth(opts),
 		sessions: make(map[string]*session),
 	}
+	s.link.set(opts.Latency, opts.Bandwidth)
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.http = &http.Server{
@@ -150,7 +151,7 @@ func Start(opts Options) (*Server, error) {
 	serve := func() error { return s.http.Serve(slow) }
 	if opts.TLS {
 		s.URL = "https://" + ln.Addr().String()
-		ca, cert, err := issue(Hosts, ln.Addr())
+		ca, cert, err := Certificate(Hosts, ln.Addr().(*net.TCPAddr).IP)
 		if err != nil {
 			cancel()
 			ln.Close()

@@ -13,16 +13,17 @@ import (
 	"time"
 )
 
-// issue makes an authority and a certificate of it for the hosts and the
-// address. The authority's key is forgotten.
-func issue(hosts []string, addr net.Addr) (caPEM []byte, cert tls.Certificate, err error) {
+// Certificate makes an authority, and a certificate of it for the hosts, for
+// localhost and for the address, good for a week. The authority's key is
+// forgotten. Any emulator that stands in for a service's hosts can use it.
+func Certificate(hosts []string, ip net.IP) (caPEM []byte, cert tls.Certificate, err error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, cert, err
 	}
 	ca := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "dropboxtest authority"},
+		Subject:               pkix.Name{CommonName: "emulator's authority"},
 		NotBefore:             time.Now().Add(-time.Hour),
 		NotAfter:              time.Now().Add(7 * 24 * time.Hour),
 		IsCA:                  true,
@@ -45,9 +46,7 @@ func issue(hosts []string, addr net.Addr) (caPEM []byte, cert tls.Certificate, e
 		DNSNames:     append([]string{"localhost"}, hosts...),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	if a, ok := addr.(*net.TCPAddr); ok {
-		leaf.IPAddresses = []net.IP{a.IP}
+		IPAddresses:  []net.IP{ip},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, &key.PublicKey, caKey)
 	if err != nil {
