@@ -137,6 +137,15 @@ func checkPath(path string) *apiError {
 	return nil
 }
 
+// squeeze makes one slash of several in a row, which the service does: rclone
+// lists "//folder".
+func squeeze(path string) string {
+	for strings.Contains(path, "//") {
+		path = strings.ReplaceAll(path, "//", "/")
+	}
+	return path
+}
+
 // resolve turns any of the forms of a path argument into the node it names: a
 // path, id:…, or ns:…/path. mu held.
 func (a *account) resolve(path string) (*node, *apiError) {
@@ -155,7 +164,7 @@ func (a *account) resolve(path string) (*node, *apiError) {
 		}
 		return nil, refuse("not_found")
 	}
-	if path != "" {
+	if path = squeeze(path); path != "" {
 		if err := checkPath(path); err != nil {
 			return nil, err
 		}
@@ -233,6 +242,7 @@ type writeMode struct {
 // commit puts content at a path, as CommitInfo's documentation has it. mu
 // held.
 func (a *account) commit(path string, b *blob, mode writeMode, modified time.Time) (*node, *apiError) {
+	path = squeeze(path)
 	if err := checkPath(path); err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ import (
 	"io"
 	"mime"
 	"net/http"
-	"strings"
 )
 
 // style is how a route takes its argument and gives its result (HTTP
@@ -113,15 +112,14 @@ func uploadOf[A any](route string, f func(*Server, *http.Request, A) (any, *apiE
 	}}
 }
 
-// headerArg reads the argument of a content route. Everything beyond ASCII has
-// to be escaped in it
-// (https://www.dropbox.com/developers/reference/json-encoding).
+// headerArg reads the argument of a content route. Everything beyond ASCII
+// should be escaped in it
+// (https://www.dropbox.com/developers/reference/json-encoding), but the Go SDK
+// and what is built upon it send UTF-8 as it is, and the service takes that.
 func headerArg(route string, r *http.Request, to any) *apiError {
 	arg := r.Header.Get("Dropbox-API-Arg")
 	if arg == "" {
 		arg = r.URL.Query().Get("arg")
-	} else if strings.ContainsFunc(arg, func(c rune) bool { return c >= 0x7f }) {
-		return badRequest(route, `HTTP header "Dropbox-API-Arg": characters that are not HTTP header safe`)
 	}
 	if arg == "" {
 		return badRequest(route, `Must provide HTTP header "Dropbox-API-Arg" or URL parameter "arg".`)

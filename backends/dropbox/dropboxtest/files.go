@@ -116,6 +116,7 @@ func (s *Server) target(a relocationArg) (n *node, to string, done bool, err *ap
 	if n, err = s.acct.resolve(a.From); err != nil {
 		return nil, "", false, err.under("from_lookup")
 	}
+	a.To = squeeze(a.To)
 	if err := checkPath(a.To); err != nil {
 		return nil, "", false, err.under("to")
 	}
@@ -178,6 +179,7 @@ func (s *Server) createFolder(r *http.Request, a struct {
 	Path       string `json:"path"`
 	Autorename bool   `json:"autorename"`
 }) (any, *apiError) {
+	a.Path = squeeze(a.Path)
 	if err := checkPath(a.Path); err != nil {
 		return nil, err.under("path")
 	}
