@@ -97,7 +97,7 @@ func (n *dirNode) lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 	if isImage && !sidecar {
 		key = ref.File()
 	}
-	if pf := t.pending.get(n.cl, n.dir, key); pf != nil {
+	if pf := t.pending.get(n.cl, n.dir, key); pf != nil && !pf.absent() {
 		return t.newPending(ctx, &n.Inode, pf, out), nil, 0
 	}
 	if isImage {

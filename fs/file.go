@@ -31,6 +31,9 @@ type fileNode struct {
 	// cached counts open handles through the kernel's page cache. While there
 	// are any, a passthrough open would fail with EIO.
 	cached int
+	// passed counts open handles through passthrough. While there are any, the
+	// kernel refuses every other kind of open of this inode with EIO.
+	passed int
 }
 
 var (
@@ -59,6 +62,9 @@ func (t *Tree) newFile(ctx context.Context, parent *fusefs.Inode, cl *catalog.Cl
 func (t *Tree) newPending(ctx context.Context, parent *fusefs.Inode, pf *pendingFile, out *fuse.EntryOut) *fusefs.Inode {
 	dir, name := pf.place()
 	n := &fileNode{tree: t, cl: pf.cl, dir: dir, file: name, pf: pf}
+	if pf.base != nil {
+		n.img = *pf.base
+	}
 	n.attr(&out.Attr)
 	out.SetEntryTimeout(time.Second)
 	out.SetAttrTimeout(unkept)
@@ -115,6 +121,9 @@ func (n *fileNode) attr(a *fuse.Attr) {
 func (n *fileNode) Getattr(ctx context.Context, f fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if f == nil && n.pf != nil && n.img.Revision == "" && n.pf.absent() {
+		return syscall.ENOENT
+	}
 	n.attr(&out.Attr)
 	out.SetTimeout(n.attrTimeout())
 	return 0
@@ -176,7 +185,7 @@ func (n *fileNode) truncate(ctx context.Context, size int64, f fusefs.FileHandle
 func (n *fileNode) edit() (*pendingFile, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.pf != nil {
+	if n.pf != nil && !n.pf.ended() {
 		return n.pf, nil
 	}
 	if !n.cl.Writable() || n.img.ReadOnly || n.img.Ref.Version != "" {
@@ -194,6 +203,15 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, u
 		pf, err := n.edit()
 		if err != nil {
 			return nil, 0, n.tree.fail("open", n.path(), err)
+		}
+		n.mu.Lock()
+		passed := n.passed
+		n.mu.Unlock()
+		if passed > 0 {
+			// For ESTALE the kernel looks the name up again (open(2) in
+			// fs/namei.c, LOOKUP_REVAL). It now leads to the inode of what is
+			// written, while this one goes on being read.
+			return nil, 0, syscall.ESTALE
 		}
 		// Past the page cache, which may belong to readers through
 		// passthrough, and which would keep what is about to be replaced.

@@ -37,6 +37,13 @@ var (
 // PassthroughFd is the file that the kernel reads from.
 func (h *passHandle) PassthroughFd() (int, bool) { return h.fd, true }
 
+func (h *passHandle) Release(ctx context.Context) syscall.Errno {
+	h.n.mu.Lock()
+	h.n.passed--
+	h.n.mu.Unlock()
+	return h.readHandle.Release(ctx)
+}
+
 // openRead opens the content for reading.
 func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, error) {
 	img, _ := n.image()
@@ -52,6 +59,7 @@ func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, err
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if f, ok := content.File(); ok && n.cached == 0 {
+		n.passed++
 		return &passHandle{readHandle{n, img, content}, int(f.Fd())}, 0, nil
 	}
 	n.cached++

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/fs/catalog"
+	"github.com/sregfs/sregfs/index"
 )
 
 // pending is what is being written, by where it stands in the tree.
@@ -106,6 +107,7 @@ type pendingFile struct {
 	staged  *catalog.Staged // nil until the first change
 	handles int             // open ones
 	gone    bool            // unlinked, or pushed and let go of
+	refused bool            // the bytes cannot be right, and their writer was told
 	pushed  *backends.Image // what the last commit made
 	node    *fileNode       // of the last open
 	mtime   time.Time       // set before anything was staged
@@ -136,7 +138,7 @@ func (pf *pendingFile) path() string {
 func (pf *pendingFile) attr(a *fuse.Attr) bool {
 	pf.mu.Lock()
 	defer pf.mu.Unlock()
-	if pf.staged == nil && pf.base != nil {
+	if pf.base != nil && (pf.staged == nil || pf.refused) {
 		return false
 	}
 	mtime, size := pf.mtime, int64(0)
@@ -156,6 +158,20 @@ func (pf *pendingFile) changed() bool {
 	pf.mu.Lock()
 	defer pf.mu.Unlock()
 	return pf.staged != nil || pf.base == nil
+}
+
+// absent reports whether the name leads to nothing (any more).
+func (pf *pendingFile) absent() bool {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	return pf.base == nil && pf.pushed == nil && (pf.gone || pf.refused)
+}
+
+// ended reports whether what is written here any more would be lost.
+func (pf *pendingFile) ended() bool {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	return pf.gone
 }
 
 func (pf *pendingFile) idle() bool {
@@ -259,8 +275,12 @@ func (pf *pendingFile) commitAs(ctx context.Context, dir string, to backends.Ref
 
 var errEmpty = fmt.Errorf("the file is empty: %w", syscall.EINVAL)
 
-// refuse is the error for content that is known to be broken.
+// refuse is the error for content that is known to be broken. The name goes
+// back to what it was before.
 func (pf *pendingFile) refuse(ref backends.Ref, err error) error {
+	pf.mu.Lock()
+	pf.refused = true
+	pf.mu.Unlock()
 	return &backends.Error{Op: "push", Client: pf.cl.Name, Ref: ref, Err: fmt.Errorf("%w (%w)", err, syscall.EINVAL),
 		Hint: "copy the whole image again"}
 }
@@ -347,13 +367,16 @@ func (pf *pendingFile) released() {
 	pf.tree.pending.drop(pf.cl, dir, name, pf)
 	if node != nil {
 		node.mu.Lock()
-		if node.pf == pf {
+		if node.pf == pf && (pushed != nil || pf.base != nil) {
 			node.pf = nil
 			if pushed != nil {
 				node.img = *pushed
 			}
 		}
 		node.mu.Unlock()
+	}
+	if pushed == nil {
+		pf.tree.changed(pf.cl)(index.Diff{Changed: []index.Place{{Dir: dir, File: name}}})
 	}
 	if staged == nil {
 		return
@@ -429,6 +452,9 @@ func (h *writeHandle) Write(ctx context.Context, data []byte, off int64) (uint32
 	if err != nil {
 		return 0, h.n.tree.fail("write", h.n.path(), err)
 	}
+	h.pf.mu.Lock()
+	h.pf.refused = false
+	h.pf.mu.Unlock()
 	n, err := staged.WriteAt(data, off)
 	if err != nil {
 		return uint32(n), h.n.tree.fail("write", h.n.path(), err)

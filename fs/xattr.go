@@ -43,6 +43,7 @@ func put(dest, value []byte) (uint32, syscall.Errno) {
 // known are the attributes that need no network, in the order in which they
 // are listed.
 func (n *fileNode) known(ctx context.Context, img backends.Image) ([]string, map[string]string) {
+	img = n.cl.WithVersion(img)
 	cached, complete := n.cl.Cached(img)
 	location := "remote"
 	if complete {

@@ -7,13 +7,16 @@ import (
 	"strings"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/backends/dropbox"
 )
 
 // Clients returns every client the program knows, in the order in which they
 // are shown, and one more for each configured registry (name → URL). A name
 // that is taken is an error.
 func Clients(registries map[string]string) ([]backends.Client, error) {
-	list := []backends.Client{}
+	list := []backends.Client{
+		dropbox.Client,
+	}
 	return list, unique(list)
 }
 

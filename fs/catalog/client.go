@@ -85,7 +85,7 @@ func (cl *Client) ask(ctx context.Context, dir string, ref backends.Ref) (backen
 	img, err := cl.Store.Stat(ctx, ref)
 	if err == nil {
 		cl.remember(img)
-		return cl.withVersion(img), nil
+		return cl.WithVersion(img), nil
 	}
 	if isNotExist(err) && ref.Version == "" {
 		if old, ok, e := cl.cat.opts.Index.Lookup(ctx, cl.Name, dir, ref.File(), cl.fold); e == nil && ok {
@@ -101,8 +101,8 @@ func (cl *Client) ask(ctx context.Context, dir string, ref backends.Ref) (backen
 var errMoment = &backends.Error{Op: "look up", Err: backends.ErrUnreachable,
 	Hint: "the remote did not answer in time; try again"}
 
-// withVersion fills in the version that is known of img's content.
-func (cl *Client) withVersion(img backends.Image) backends.Image {
+// WithVersion fills in the version that is known of img's content.
+func (cl *Client) WithVersion(img backends.Image) backends.Image {
 	if img.Version == "" {
 		if md5, ok, err := cl.cat.opts.Index.Note(context.Background(), noteMD5, img.ContentKey(cl.Name)); err == nil && ok {
 			img.Version = string(md5)

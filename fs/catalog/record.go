@@ -29,6 +29,7 @@ func (cl *Client) Record(ctx context.Context, img backends.Image) ([]byte, error
 // note writes an image's record into the seeds' database. Without attributes,
 // a record that is there keeps what it has.
 func (cl *Client) note(ctx context.Context, img backends.Image, attrs json.RawMessage) (index.Record, bool, error) {
+	img = cl.WithVersion(img)
 	metrics, err := cl.metrics(img, attrs)
 	if err != nil {
 		return index.Record{}, false, err
