@@ -2,7 +2,10 @@ package index
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -154,17 +157,14 @@ func above(dir, name string) (parent any, parentName string, nested bool) {
 
 // put takes an image in. A row that says the same already is left alone.
 func (c *change) put(img backends.Image) error {
-	r, err := newRow(c.client, img)
-	if err != nil {
-		return err
-	}
+	r := newRow(c.client, img)
 	if r.path != "" {
 		// Another object that had this path is gone.
 		if err := c.remove(`i.path = ?2 AND i.path <> '' AND i.object <> ?3`, r.path, r.object); err != nil {
 			return err
 		}
 	}
-	if _, err := c.exec(`DELETE FROM removed WHERE client = ? AND object = ?`, c.id, r.object); err != nil {
+	if err := c.noteReturn(r.object); err != nil {
 		return err
 	}
 	collection, err := c.collection(img.Ref.Collection)
@@ -219,71 +219,111 @@ var (
 // remove takes images i of the client out: those for which the condition holds
 // with its arguments from ?2 on.
 func (c *change) remove(condition string, args ...any) error {
-	rows, err := c.rows(`SELECT i.id, i.collection, c.dir, i.file, i.object FROM image i
-		JOIN collection c ON c.id = i.collection WHERE i.client = ?1 AND `+condition, append([]any{c.id}, args...)...)
+	for {
+		n, err := c.removeSome(condition, args)
+		if err != nil || n < removeBatch {
+			return err
+		}
+	}
+}
+
+// removeBatch is how many images are removed with one round of statements.
+const removeBatch = 10_000
+
+func (c *change) removeSome(condition string, args []any) (int, error) {
+	rows, err := c.rows(`SELECT i.id, i.collection, c.dir, i.file FROM image i JOIN collection c ON c.id = i.collection
+		WHERE i.client = ?1 AND `+condition+` LIMIT `+strconv.Itoa(removeBatch), append([]any{c.id}, args...)...)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer rows.Close()
-	type gone struct {
-		id     int64
-		object string
-	}
-	var all []gone
+	var ids []int64
 	for rows.Next() {
 		var (
-			g          gone
-			collection int64
-			place      Place
+			id, collection int64
+			place          Place
 		)
-		if err := rows.Scan(&g.id, &collection, &place.Dir, &place.File, &g.object); err != nil {
-			return err
+		if err := rows.Scan(&id, &collection, &place.Dir, &place.File); err != nil {
+			return 0, err
 		}
 		c.left[collection] = true
 		c.places.add(place.Dir, place.File)
-		all = append(all, g)
+		ids = append(ids, id)
 	}
-	if err := rows.Err(); err != nil {
-		return err
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil || len(ids) == 0 {
+		return 0, err
 	}
-	at := time.Now()
-	for _, g := range all {
-		for _, query := range []string{
-			`DELETE FROM image WHERE id = ?`,
-			`DELETE FROM search_queue WHERE id = ?`,
-			`DELETE FROM words WHERE id = ?`,
-			`DELETE FROM trigram WHERE rowid = ?`,
-		} {
-			if _, err := c.exec(query, g.id); err != nil {
-				return err
-			}
+	set, err := json.Marshal(ids)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := c.exec(`INSERT OR REPLACE INTO removed SELECT client, object, ?2, ?3 FROM image
+		WHERE id IN (SELECT value FROM json_each(?1))`, string(set), c.now, time.Now().UnixNano()); err != nil {
+		return 0, err
+	}
+	for _, query := range []string{
+		`DELETE FROM image WHERE id IN (SELECT value FROM json_each(?))`,
+		`DELETE FROM search_queue WHERE id IN (SELECT value FROM json_each(?))`,
+		`DELETE FROM trigram WHERE rowid IN (SELECT id FROM words WHERE id IN (SELECT value FROM json_each(?)))`,
+		`DELETE FROM words WHERE id IN (SELECT value FROM json_each(?))`,
+	} {
+		if _, err := c.exec(query, string(set)); err != nil {
+			return 0, err
 		}
-		if err := c.noteRemoval(g.object, at); err != nil {
-			return err
-		}
 	}
-	return nil
+	return len(ids), nil
 }
 
-// noteRemoval keeps a listing that is under way from bringing an object back.
-func (c *change) noteRemoval(object string, at time.Time) error {
-	if _, err := c.exec(`DELETE FROM removed WHERE at < ?`, at.Add(-removedFor).UnixNano()); err != nil {
+// objectCollection begins what the table of removals calls a collection, by
+// its directory.
+const objectCollection = "c"
+
+// noteRemoval keeps a listing that is under way from bringing back what is
+// gone.
+func (c *change) noteRemoval(object string) error {
+	now := time.Now()
+	if _, err := c.exec(`DELETE FROM removed WHERE at < ?`, now.Add(-removedFor).UnixNano()); err != nil {
 		return err
 	}
-	_, err := c.exec(`INSERT OR REPLACE INTO removed VALUES (?, ?, ?, ?)`, c.id, object, c.now, at.UnixNano())
+	_, err := c.exec(`INSERT OR REPLACE INTO removed VALUES (?, ?, ?, ?)`, c.id, object, c.now, now.UnixNano())
+	return err
+}
+
+// noteReturn reverses noteRemoval.
+func (c *change) noteReturn(object string) error {
+	_, err := c.exec(`DELETE FROM removed WHERE client = ? AND object = ?`, c.id, object)
 	return err
 }
 
 // removeCollections takes the own mark off collections k of the client, so
-// that they vanish with the last image in them.
+// that they vanish with the last image in them. The condition has its arguments
+// from ?3 on.
 func (c *change) removeCollections(condition string, args ...any) error {
-	rows, err := c.rows(`UPDATE collection AS k SET own = 0, seq = `+fmt.Sprint("?2")+`
-		WHERE k.client = ?1 AND k.own = 1 AND `+condition+` RETURNING id`, append([]any{c.id, c.now}, args...)...)
-	ids, err := list[int64](rows, err)
-	for _, id := range ids {
-		c.left[id] = true
+	rows, err := c.rows(`UPDATE collection AS k SET own = 0, seq = ?2
+		WHERE k.client = ?1 AND k.own = 1 AND `+condition+` RETURNING id, dir`, append([]any{c.id, c.now}, args...)...)
+	if err != nil {
+		return err
 	}
-	return err
+	defer rows.Close()
+	var dirs []string
+	for rows.Next() {
+		var id int64
+		var dir string
+		if err := rows.Scan(&id, &dir); err != nil {
+			return err
+		}
+		c.left[id] = true
+		dirs = append(dirs, dir)
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := c.noteRemoval(objectCollection + dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dropEmpty deletes a collection that is there for nothing any more, and those

@@ -16,7 +16,9 @@ func (x *Index) Listing(ctx context.Context, client string) (Listing, error) {
 	var at sql.NullInt64
 	_, err := x.state.read.row(ctx, []any{&l.Known, &l.Cursor, &at},
 		`SELECT known, cursor, at FROM client WHERE name = ?`, client)
-	l.At = fromNanos(at)
+	if at.Valid {
+		l.At = time.Unix(0, at.Int64).UTC()
+	}
 	return l, x.state.failed("read the state of "+client, err)
 }
 
@@ -26,7 +28,7 @@ func (x *Index) SetListedAt(ctx context.Context, client string, at time.Time) er
 	if err != nil {
 		return err
 	}
-	when, _ := nanos(at)
+	when := sql.NullInt64{Int64: at.UnixNano(), Valid: !at.IsZero()}
 	return x.write(ctx, "note when "+client+" was listed", func(t *txn) error {
 		_, err := t.exec(`UPDATE client SET at = ? WHERE id = ?`, when, id)
 		return err
@@ -51,7 +53,7 @@ func (c *change) apply(ch backends.Change) error {
 	e := ch.Entry
 	switch {
 	case !ch.Deleted && e.Collection != "":
-		return c.putCollection(e)
+		return c.putCollection(e.Collection, e.Image.ID, e.Image.Key)
 	case !ch.Deleted:
 		return c.put(e.Image)
 	case e.Collection != "":
@@ -100,16 +102,17 @@ func (c *change) removeBelow(dir string) error {
 	return c.removeCollections(`(k.dir = ?3 OR k.dir > ?4 AND k.dir < ?5)`, dir, dir+"/", dir+"0")
 }
 
-func (c *change) putCollection(e backends.Entry) error {
-	id, err := c.collection(e.Collection)
+func (c *change) putCollection(name, object, path string) error {
+	id, err := c.collection(name)
 	if err != nil {
 		return err
 	}
-	object, path := e.Image.ID, e.Image.Key
+	if err := c.noteReturn(objectCollection + backends.CollectionPath(name)); err != nil {
+		return err
+	}
 	if object != "" {
-		// A collection that was renamed: the old name is implied at most.
-		err := c.removeCollections(`k.object = ?3 AND k.id <> ?4`, object, id)
-		if err != nil {
+		// It may have been renamed; under the old name it is implied at most.
+		if err := c.removeCollections(`k.object = ?3 AND k.id <> ?4`, object, id); err != nil {
 			return err
 		}
 	}
@@ -136,10 +139,7 @@ func (x *Index) has(ctx context.Context, client string, img backends.Image) (boo
 	if err != nil || id == 0 {
 		return false, err
 	}
-	r, err := newRow(client, img)
-	if err != nil {
-		return false, err
-	}
+	r := newRow(client, img)
 	var collection int64
 	ok, err := x.state.read.row(ctx, []any{&collection},
 		`SELECT id FROM collection WHERE client = ? AND dir = ? AND name = ?`, id, img.Ref.Dir(), img.Ref.Collection)
@@ -162,7 +162,7 @@ func (x *Index) RemoveImage(ctx context.Context, client string, img backends.Ima
 			return err
 		}
 		// It may not be here yet, but in a listing that is under way.
-		return c.noteRemoval(object, time.Now())
+		return c.noteRemoval(object)
 	})
 }
 
@@ -170,12 +170,12 @@ func (x *Index) RemoveImage(ctx context.Context, client string, img backends.Ima
 // store's.
 func (x *Index) PutCollection(ctx context.Context, client, name string) error {
 	_, err := x.change(ctx, "note the collection "+name, client, func(c *change) error {
-		id, err := c.collection(name)
+		var object, path string
+		_, err := c.row([]any{&object, &path}, `SELECT object, path FROM collection WHERE client = ? AND name = ? AND own`, c.id, name)
 		if err != nil {
 			return err
 		}
-		_, err = c.exec(`UPDATE collection SET own = 1, seq = ?2 WHERE id = ?1`, id, c.now)
-		return err
+		return c.putCollection(name, object, path)
 	})
 	return err
 }
@@ -184,7 +184,11 @@ func (x *Index) PutCollection(ctx context.Context, client, name string) error {
 // images there are keep it in the tree.
 func (x *Index) RemoveCollection(ctx context.Context, client, name string) error {
 	_, err := x.change(ctx, "forget the collection "+name, client, func(c *change) error {
-		return c.removeCollections(`k.name = ?3`, name)
+		if err := c.removeCollections(`k.name = ?3`, name); err != nil {
+			return err
+		}
+		// It may not be here yet, but in a listing that is under way.
+		return c.noteRemoval(objectCollection + backends.CollectionPath(name))
 	})
 	return err
 }

@@ -55,9 +55,9 @@ func (x *Index) named(ctx context.Context, client, dir, file string, fold bool) 
 	if err == nil && id != 0 {
 		var all []stored
 		if fold {
-			all, err = x.images(ctx, imageSelect+whereFold, id, strings.ToLower(dir), strings.ToLower(file))
+			all, err = x.images(ctx, client, imageSelect+whereFold, id, strings.ToLower(dir), strings.ToLower(file))
 		} else {
-			all, err = x.images(ctx, imageSelect+whereExact, id, dir, file)
+			all, err = x.images(ctx, client, imageSelect+whereExact, id, dir, file)
 		}
 		if err == nil {
 			return all, nil
@@ -66,8 +66,8 @@ func (x *Index) named(ctx context.Context, client, dir, file string, fold bool) 
 	return nil, x.state.failed("look up "+file, err)
 }
 
-// images runs a query that begins with imageSelect.
-func (x *Index) images(ctx context.Context, query string, args ...any) ([]stored, error) {
+// images runs a query for images of a client that begins with imageSelect.
+func (x *Index) images(ctx context.Context, client, query string, args ...any) ([]stored, error) {
 	rows, err := x.state.read.rows(ctx, query, args...)
 	if err != nil {
 		return nil, err
@@ -75,7 +75,7 @@ func (x *Index) images(ctx context.Context, query string, args ...any) ([]stored
 	defer rows.Close()
 	var all []stored
 	for rows.Next() {
-		s, err := scanImage(rows)
+		s, err := scanImage(rows, client)
 		if err != nil {
 			return nil, err
 		}
@@ -115,7 +115,7 @@ func (x *Index) Images(ctx context.Context, client, dir string) iter.Seq2[backen
 		}
 		after, size := "", page
 		for {
-			all, err := x.images(ctx, query, id, dir, collections[0], after, size)
+			all, err := x.images(ctx, client, query, id, dir, collections[0], after, size)
 			if err != nil {
 				fail(err)
 				return
@@ -195,7 +195,7 @@ func (x *Index) ByID(ctx context.Context, client, id string) (backends.Image, bo
 	number, err := x.client(ctx, client)
 	if err == nil && number != 0 {
 		var all []stored
-		all, err = x.images(ctx, imageSelect+`WHERE i.client = ? AND i.object = ?`, number, objectID+id)
+		all, err = x.images(ctx, client, imageSelect+`WHERE i.client = ? AND i.object = ?`, number, objectID+id)
 		if err == nil && len(all) > 0 {
 			return all[0].image, true, nil
 		}

@@ -52,8 +52,8 @@ var recordsTables string
 // recordSelect reads records for scanRecord. The cast keeps the driver from
 // making something of the column's type.
 const recordSelect = `SELECT r.id, r.collection_id, CAST(r.created_at AS TEXT), CAST(r.metrics AS TEXT), r.name, r.tag,
-	r.image, r.url, coalesce(r.uri, ''), r.client, coalesce(r.version, ''), c.name
-FROM container r JOIN collection c ON c.id = r.collection_id
+	r.image, r.url, coalesce(r.uri, ''), r.client, coalesce(r.version, ''), coalesce(c.name, '')
+FROM container r LEFT JOIN collection c ON c.id = r.collection_id
 `
 
 // records is the seeds' database. It is opened when it is first needed, and

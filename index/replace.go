@@ -3,6 +3,7 @@ package index
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"iter"
@@ -57,7 +58,6 @@ type replacement struct {
 	insert      *sql.Stmt // of a whole batch
 	pending     []any     // arguments of rows to be staged
 	collections map[string]int64
-	order       int64
 }
 
 // The staging tables. Numbers of collections in them are theirs. A collection
@@ -71,22 +71,15 @@ CREATE TEMP TABLE put_image (new INTEGER PRIMARY KEY, old INTEGER);
 CREATE TEMP TABLE gone_image (id INTEGER PRIMARY KEY);
 `
 
-const dropStaging = `
-DROP TABLE IF EXISTS temp.new_collection;
-DROP TABLE IF EXISTS temp.new_image;
-DROP TABLE IF EXISTS temp.put_image;
-DROP TABLE IF EXISTS temp.gone_image;
-`
-
 func (r *replacement) run(entries iter.Seq2[backends.Entry, error], cursor string) (d Diff, err error) {
 	ctx, st := r.ctx, r.x.state
 	if r.conn, err = st.write.Conn(ctx); err != nil {
 		return d, err
 	}
 	defer func() {
-		// The connection goes back clean, whatever became of ctx.
-		_, e := r.conn.ExecContext(context.WithoutCancel(ctx), dropStaging)
-		err = errors.Join(err, e, r.conn.Close())
+		// A connection that is called bad is closed, which frees the staging
+		// tables and their file, whatever became of ctx.
+		_ = r.conn.Raw(func(any) error { return driver.ErrBadConn })
 	}()
 	if err := r.conn.QueryRowContext(ctx, `SELECT now FROM clock`).Scan(&r.since); err != nil {
 		return d, err
@@ -162,10 +155,7 @@ func (r *replacement) entry(e backends.Entry) error {
 		_, err := r.collection(e.Collection, true, e.Image.ID, e.Image.Key)
 		return err
 	}
-	row, err := newRow(r.client, e.Image)
-	if err != nil {
-		return err
-	}
+	row := newRow(r.client, e.Image)
 	collection, err := r.collection(e.Image.Ref.Collection, false, "", "")
 	if err != nil {
 		return err
@@ -212,7 +202,6 @@ func (r *replacement) commit(t *txn) (Diff, error) {
 	if err != nil {
 		return Diff{}, err
 	}
-	// Of an object that came twice, the last one stays.
 	exec := func(query string, args ...any) (int64, error) {
 		res, err := t.tx.ExecContext(t.ctx, query, args...)
 		if err != nil {
@@ -226,7 +215,7 @@ func (r *replacement) commit(t *txn) (Diff, error) {
 	if err := r.newCollections(t, now, &places); err != nil {
 		return Diff{}, err
 	}
-	// ?1 client, ?2 the clock at the beginning.
+	// Of an object that came twice, the last one counts.
 	put, err := exec(`INSERT INTO temp.put_image
 		SELECT max(n.rowid), i.id FROM temp.new_image n
 		JOIN temp.new_collection c ON c.id = n.collection
@@ -235,7 +224,7 @@ func (r *replacement) commit(t *txn) (Diff, error) {
 			THEN NOT EXISTS (SELECT 1 FROM removed d WHERE d.client = ?1 AND d.object = n.object AND d.seq > ?2)
 			ELSE i.seq <= ?2 END
 		GROUP BY n.object
-		HAVING i.id IS NULL OR (i.collection, `+prefixed("i.")+`) IS NOT (c.real, `+prefixed("n.")+`)`, r.id, r.since)
+		HAVING i.id IS NULL OR (i.collection, i.path, i.file, i.data) IS NOT (c.real, n.path, n.file, n.data)`, r.id, r.since)
 	if err != nil {
 		return Diff{}, err
 	}
@@ -278,7 +267,7 @@ func (r *replacement) commit(t *txn) (Diff, error) {
 			return Diff{}, err
 		}
 	}
-	if err := r.dropCollections(t, now, gone+put > 0, &places); err != nil {
+	if err := r.dropCollections(t, &places); err != nil {
 		return Diff{}, err
 	}
 	return places.diff(), nil
@@ -292,8 +281,10 @@ func prefixed(prefix string) string {
 // the real numbers of all.
 func (r *replacement) newCollections(t *txn, now int64, places *places) error {
 	rows, err := t.tx.QueryContext(t.ctx, `INSERT INTO collection (client, dir, fold, parent, name, own, object, path, seq)
-		SELECT ?1, dir, fold, parent, name, own, object, path, ?2 FROM temp.new_collection WHERE true
-		ON CONFLICT DO NOTHING RETURNING dir`, r.id, now)
+		SELECT ?1, dir, fold, parent, name, own AND NOT EXISTS (
+				SELECT 1 FROM removed d WHERE d.client = ?1 AND d.object = ?4 || n.dir AND d.seq > ?3),
+			object, path, ?2 FROM temp.new_collection n WHERE true
+		ON CONFLICT DO NOTHING RETURNING dir`, r.id, now, r.since, objectCollection)
 	dirs, err := list[string](rows, err)
 	if err != nil {
 		return err
@@ -340,7 +331,7 @@ func (r *replacement) tell(t *txn, places *places) error {
 
 // dropCollections deletes the collections that are there for nothing any more,
 // from the leaves up.
-func (r *replacement) dropCollections(t *txn, now int64, changed bool, places *places) error {
+func (r *replacement) dropCollections(t *txn, places *places) error {
 	for {
 		rows, err := t.tx.QueryContext(t.ctx, `DELETE FROM collection AS k WHERE k.client = ?1 AND k.own = 0
 			AND NOT EXISTS (SELECT 1 FROM image i WHERE i.collection = k.id)

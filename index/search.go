@@ -3,7 +3,7 @@ package index
 import (
 	"cmp"
 	"context"
-	"encoding/json"
+	"database/sql"
 	"slices"
 	"strings"
 	"time"
@@ -21,39 +21,6 @@ type Found struct {
 // separator keeps what can be found of an image apart, so that no word matches
 // across two of them.
 const separator = "\x1f"
-
-// words is what can be found of an image, in lower case: its name, its ID, and
-// each label's key and value.
-func (s *stored) words() string {
-	var b strings.Builder
-	add := func(text string) {
-		b.WriteString(strings.ToLower(text))
-		b.WriteString(separator)
-	}
-	ref := s.image.Ref
-	if ref.Collection != "" {
-		ref.Name = ref.Collection + "/" + ref.Name
-	}
-	add(ref.Name + ":" + ref.Tag)
-	if s.image.ID != "" {
-		add(s.image.ID)
-	}
-	labels := func(m map[string]string) {
-		for k, v := range m {
-			add(k)
-			add(v)
-		}
-	}
-	labels(s.image.Labels)
-	if s.learnt != "" {
-		var m map[string]string
-		// What cannot be read cannot be found; SetAttributes wrote it.
-		if json.Unmarshal([]byte(s.learnt), &m) == nil {
-			labels(m)
-		}
-	}
-	return b.String()
-}
 
 // Search finds the images of a client, or of all with "", that word is a part
 // of: of COLLECTION/NAME:TAG, of the ID, or of a label's key or value, whatever
@@ -94,7 +61,7 @@ func (x *Index) search(ctx context.Context, client, word string, limit int) ([]F
 	// move it from here to there meanwhile.
 	waiting := false
 	for after := int64(0); !full(); {
-		all, err := x.images(ctx, imageSelect+`JOIN search_queue q ON q.id = i.id
+		all, err := x.found(ctx, foundSelect+`JOIN search_queue q ON q.id = i.id
 			WHERE q.id > ?1 AND (?2 = 0 OR i.client = ?2) ORDER BY q.id LIMIT ?3`, after, id, page)
 		if err != nil {
 			return nil, err
@@ -118,7 +85,7 @@ func (x *Index) search(ctx context.Context, client, word string, limit int) ([]F
 		query, match = searchTrigram, trigrams(word)
 	}
 	for after := int64(0); !full(); {
-		all, err := x.images(ctx, query, after, id, page, word, match)
+		all, err := x.found(ctx, query, after, id, page, word, match)
 		if err != nil {
 			return nil, err
 		}
@@ -144,13 +111,35 @@ func (x *Index) search(ctx context.Context, client, word string, limit int) ([]F
 	return found, nil
 }
 
+// found runs a query that begins with foundSelect.
+func (x *Index) found(ctx context.Context, query string, args ...any) ([]stored, error) {
+	rows, err := x.state.read.rows(ctx, query, args...)
+	return scanAllFound(rows, err)
+}
+
+func scanAllFound(rows *sql.Rows, err error) ([]stored, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []stored
+	for rows.Next() {
+		s, err := scanFound(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	return all, rows.Err()
+}
+
 // Both searches test the word itself; the trigrams only spare reading all.
 const (
-	searchAll = imageSelect + `WHERE i.id IN (
+	searchAll = foundSelect + `WHERE i.id IN (
 		SELECT w.id FROM words w JOIN image j ON j.id = w.id
 		WHERE w.id > ?1 AND (?2 = 0 OR j.client = ?2) AND instr(w.text, ?4) > 0 AND ?5 = ''
 		ORDER BY w.id LIMIT ?3) ORDER BY i.id`
-	searchTrigram = imageSelect + `WHERE i.id IN (
+	searchTrigram = foundSelect + `WHERE i.id IN (
 		SELECT w.id FROM trigram JOIN words w ON w.id = trigram.rowid JOIN image j ON j.id = w.id
 		WHERE trigram MATCH ?5 AND trigram.rowid > ?1 AND (?2 = 0 OR j.client = ?2) AND instr(w.text, ?4) > 0
 		ORDER BY trigram.rowid LIMIT ?3) ORDER BY i.id`
@@ -173,7 +162,7 @@ func trigrams(word string) string {
 }
 
 // indexBatch is how many images are indexed while other writers wait.
-const indexBatch = 500
+const indexBatch = 1000
 
 // wakeIndexer has the queue worked off soon.
 func (x *Index) wakeIndexer() {
@@ -208,20 +197,9 @@ func (x *Index) followQueue(ctx context.Context) {
 // indexSome takes a batch from the queue; more says that there may be others.
 func (x *Index) indexSome(ctx context.Context) (more bool, err error) {
 	err = x.write(ctx, "index for search", func(t *txn) error {
-		rows, err := t.rows(imageSelect + `JOIN search_queue q ON q.id = i.id ORDER BY q.id LIMIT ` + "500")
+		rows, err := t.rows(foundSelect+`JOIN search_queue q ON q.id = i.id ORDER BY q.id LIMIT ?`, indexBatch)
+		all, err := scanAllFound(rows, err)
 		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		var all []stored
-		for rows.Next() {
-			s, err := scanImage(rows)
-			if err != nil {
-				return err
-			}
-			all = append(all, s)
-		}
-		if err := rows.Err(); err != nil {
 			return err
 		}
 		for _, s := range all {

@@ -30,7 +30,7 @@ const applicationID = 0x73726567
 // Waits for other processes that use the same file.
 const (
 	stateWait   = 30 * time.Second
-	recordsWait = 10 * time.Second
+	recordsWait = 5 * time.Second
 )
 
 // state is the state file, open.

@@ -1,5 +1,5 @@
--- Times are nanoseconds since 1970 in UTC, NULL for none. Texts are empty, not
--- NULL, where there is nothing.
+-- Times are nanoseconds since 1970, NULL for none. Texts are empty, not NULL,
+-- where there is nothing.
 
 -- Clients are never deleted, so that processes may remember their numbers.
 CREATE TABLE client (
@@ -41,21 +41,8 @@ CREATE TABLE image (
 	path       TEXT NOT NULL,          -- Image.Key
 	file       TEXT NOT NULL,          -- its name in the tree, without version
 	fold       TEXT NOT NULL,          -- file in lower case where that differs
-	name       TEXT NOT NULL,
-	tag        TEXT NOT NULL,
-	pinned     TEXT NOT NULL,          -- Ref.Version
-	revision   TEXT NOT NULL,
-	size       INTEGER NOT NULL,
-	version    TEXT NOT NULL,          -- as the store tells it
-	sum        TEXT NOT NULL,          -- ALGORITHM:HEX
-	created    INTEGER,
-	modified   INTEGER,
-	url        TEXT NOT NULL,
-	labels     TEXT NOT NULL,          -- a JSON object
-	remote     TEXT NOT NULL,          -- a JSON object
-	flags      INTEGER NOT NULL,       -- 1 layered, 2 read-only
-	extra      TEXT NOT NULL,          -- a JSON object of what fits no column
-	content    INTEGER NOT NULL        -- content.id of its content key
+	content    INTEGER NOT NULL,       -- content.id of its content key
+	data       BLOB NOT NULL           -- everything else, packed
 );
 CREATE UNIQUE INDEX image_object ON image (client, object);
 CREATE INDEX image_file ON image (collection, file);
