@@ -22,6 +22,8 @@ type account struct {
 	get func(name string) ([]byte, bool)
 	// sent is how many bytes of content the service has sent; nil for local.
 	sent func() int64
+	// own makes a folder another user's; nil for a service.
+	own func(uid int) error
 }
 
 // mustHold checks that the remote has the bytes of a file under a name.
@@ -42,6 +44,17 @@ func (a account) mustLack(t *testing.T, name string) {
 	t.Helper()
 	if _, ok := a.get(name); ok {
 		t.Errorf("%s still has %s", a.client, name)
+	}
+}
+
+// chown makes the account an ordinary user's.
+func (a account) chown(t *testing.T, uid int) {
+	t.Helper()
+	if a.own == nil {
+		return
+	}
+	if err := a.own(uid); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -60,6 +60,20 @@ func (m *machine) asUser(uid int) *machine {
 	return m
 }
 
+// give puts a copy of a file into the home.
+func (m *machine) give(file string) string {
+	m.t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	to := filepath.Join(m.home, filepath.Base(file))
+	if err := os.WriteFile(to, data, 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+	return to
+}
+
 func (m *machine) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env, cmd.Dir = m.env, m.home
