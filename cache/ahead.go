@@ -216,7 +216,7 @@ func (l *live) extend(end int) int {
 		case g.hits*2 > g.total:
 			g.behind = min(g.behind*2, maxBehind)
 			g.total, g.hits = 0, 0
-		case g.hits*5 < g.total:
+		case g.hits*3 < g.total:
 			g.behind /= 2
 			g.total, g.hits = 0, 0
 		}

@@ -14,7 +14,7 @@ func TestReadFillReopen(t *testing.T) {
 	data := content(3<<20+123, 1)
 	src := &source{data: data}
 	done := make(chan Completed, 1)
-	c := openCache(t, dir, Options{OnComplete: func(d Completed) { done <- d }})
+	c := openCache(t, dir, Options{ReadAhead: -1, OnComplete: func(d Completed) { done <- d }})
 	o := openObject(t, c, Spec{Key: "k", Size: int64(len(data)), Sum: sha(data), Fetcher: src})
 	mustRead(t, o, data, 1000, 10)
 	if n, b := src.count(); n != 1 || b != blockSize {

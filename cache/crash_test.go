@@ -96,7 +96,7 @@ func (w *crashWorld) check(t *testing.T, o *Object, data []byte, r *rand.Rand) {
 func TestCrashAnywhere(t *testing.T) {
 	world := newCrashWorld()
 	for i := range *crashRuns {
-		kill := i * 3 % 150
+		kill := i * 7 % 150
 		crashOnce(t, world, *crashSeed+uint64(i), kill)
 		if t.Failed() {
 			t.Fatalf("with -crash.seed=%d, killed at step %d", *crashSeed+uint64(i), kill)
@@ -106,7 +106,7 @@ func TestCrashAnywhere(t *testing.T) {
 
 var (
 	crashSeed = flag.Uint64("crash.seed", 1, "seed of TestCrashAnywhere")
-	crashRuns = flag.Int("crash.runs", 60, "how often TestCrashAnywhere crashes")
+	crashRuns = flag.Int("crash.runs", 40, "how often TestCrashAnywhere crashes")
 )
 
 func crashOnce(t *testing.T, world *crashWorld, seed uint64, kill int) {

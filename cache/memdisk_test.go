@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -193,12 +194,17 @@ func (d *memDisk) Sync() error {
 func (d *memDisk) Touch(name string, t time.Time) error { return nil }
 func (d *memDisk) Close() error                         { return nil }
 
-// used is how many bytes all files take.
+// used is how many bytes all files take, holes left out.
 func (d *memDisk) used() (n int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	var zeros [4096]byte
 	for _, ino := range d.names {
-		n += int64(len(ino.data))
+		for p := ino.data; len(p) > 0; p = p[min(4096, len(p)):] {
+			if page := p[:min(4096, len(p))]; !bytes.Equal(page, zeros[:len(page)]) {
+				n += int64(len(page))
+			}
+		}
 	}
 	return n
 }

@@ -78,7 +78,15 @@ func (c *Cache) load(e *entry) *live {
 		guess:   guess{open: newBitmap(n), behind: 2},
 	}
 	if e.saved {
-		mf, err := c.disk.Open(e.name+mapSuffix, 0)
+		// What cannot be opened, a planted link for one, gives way.
+		_, err := l.data()
+		if err != nil {
+			err = errors.Join(err, c.disk.Remove(e.name+dataSuffix))
+		}
+		var mf file
+		if err == nil {
+			mf, err = c.disk.Open(e.name+mapSuffix, 0)
+		}
 		if err == nil {
 			err = readMap(mf, &e.m, func(b int, crc uint32) {
 				l.crc[b].Store(crc)
@@ -89,7 +97,7 @@ func (c *Cache) load(e *entry) *live {
 			mf.Close()
 		}
 		if err != nil {
-			c.log.Warn("the map of a cached object is unreadable; the object will be fetched again", "key", l.key, "error", err)
+			c.log.Warn("a cached object is unreadable and will be fetched again", "key", l.key, "error", err)
 		}
 	}
 	if e.m.Complete {
@@ -150,6 +158,7 @@ func (c *Cache) release(o *Object) {
 	}
 	l.mu.Unlock()
 	if l.refs == 0 {
+		l.e.used = time.Now()
 		c.sched.cancel(l)
 		l.abandon()
 	}
@@ -204,7 +213,6 @@ func (c *Cache) unload(l *live) {
 	c.spill.forget(l)
 	c.stats.hits.Add(l.hits.Load())
 	e.live = nil
-	e.used = time.Now()
 	if e.idle != nil {
 		close(e.idle)
 		e.idle = nil

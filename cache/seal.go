@@ -55,15 +55,42 @@ func (l *live) hashAlong() {
 		return // unloaded; the next to open the object starts again
 	}
 	done := l.hashAll()
+	// Those who wait are told last, so that an object which they close then
+	// is idle at once.
 	l.c.letGo(l)
-	if done != nil && l.c.opts.OnComplete != nil {
-		l.c.opts.OnComplete(*done)
+	if done == nil || !l.trust() {
+		return
+	}
+	if done.fresh && l.c.opts.OnComplete != nil {
+		l.c.opts.OnComplete(done.Completed)
 	}
 }
 
-// hashAll is hashAlong's loop. It returns what to tell of an object that
-// became complete.
-func (l *live) hashAll() *Completed {
+// sealed is an object that was found right.
+type sealed struct {
+	Completed
+	fresh bool // not known before
+}
+
+// trust lets the kernel and the waiting see that the object is complete, unless
+// a block was found damaged since it was checked.
+func (l *live) trust() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seal.running = false
+	if l.present < l.blocks || l.seal.restart {
+		l.hashOn()
+		return false
+	}
+	l.seal.done = true
+	l.complete.Store(true)
+	l.tell()
+	return true
+}
+
+// hashAll is hashAlong's loop. It returns what is known of the object if it is
+// complete now, otherwise nil.
+func (l *live) hashAll() *sealed {
 	buf := make([]byte, hashStep*blockSize)
 	for {
 		first, end := l.toHash()
@@ -75,6 +102,7 @@ func (l *live) hashAll() *Completed {
 			if !again {
 				return done
 			}
+			l.c.markDirty(l)
 			continue
 		}
 		n := 0
@@ -118,15 +146,15 @@ func (l *live) toHash() (first, end int) {
 	return s.next, end
 }
 
-// finishSeal checks the whole. It returns what to tell of an object that
-// became complete; again when hashing has to go on.
-func (l *live) finishSeal() (tell *Completed, again bool) {
+// finishSeal checks the whole. It returns nil when it is not what it should
+// be; again when hashing has to go on.
+func (l *live) finishSeal() (done *sealed, again bool) {
 	c, s := l.c, &l.seal
-	done := &Completed{
+	done = &sealed{Completed: Completed{
 		Key: l.key, Size: l.size,
 		MD5:    hex.EncodeToString(s.md5.Sum(nil)),
 		SHA256: hex.EncodeToString(s.sha256.Sum(nil)),
-	}
+	}}
 	l.mu.Lock()
 	want := l.sum.Hex
 	if s.sum == nil && l.sum.New != nil {
@@ -153,7 +181,7 @@ func (l *live) finishSeal() (tell *Completed, again bool) {
 
 	err := l.flush()
 	if err == nil {
-		err = l.describeComplete(*done)
+		err = l.describeComplete(done.Completed)
 	}
 	if err != nil {
 		c.diskTrouble(l.key, err)
@@ -162,21 +190,12 @@ func (l *live) finishSeal() (tell *Completed, again bool) {
 	delete(c.strikes, l.e.name)
 	c.mu.Unlock()
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.present < l.blocks || s.restart {
-		// A block was damaged meanwhile, and the description says too much.
-		s.running, l.unsealed = false, true
-		l.hashOn()
-		l.mu.Unlock()
-		c.markDirty(l)
-		return nil, false
+		l.unsealed = true // the description says too much
+		return nil, true
 	}
-	s.running, s.done = false, true
-	l.complete.Store(true)
-	l.tell()
-	l.mu.Unlock()
-	if before == done.SHA256 {
-		return nil, false // known before
-	}
+	done.fresh = before != done.SHA256
 	return done, false
 }
 

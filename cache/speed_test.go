@@ -38,11 +38,12 @@ func onLink(t *testing.T, n int, rtt time.Duration, rate float64, o Options, do 
 	})
 }
 
+// TestColdSequential: the first read of a whole object keeps the link full.
+// The start costs a few round trips, whatever the size.
 func TestColdSequential(t *testing.T) {
-	const n = 64 << 20
+	const n, rtt = 32 << 20, 20 * time.Millisecond
 	for _, rate := range []float64{mbit200, gbit1} {
 		t.Run(fmt.Sprintf("%.0fMbit", rate*8/1e6), func(t *testing.T) {
-			const rtt = 20 * time.Millisecond
 			onLink(t, n, rtt, rate, Options{}, func(t *testing.T, o *Object, src *source) {
 				p := make([]byte, 128<<10)
 				start := time.Now()
@@ -53,49 +54,68 @@ func TestColdSequential(t *testing.T) {
 				}
 				took, plain := time.Since(start), download(n, rtt, rate)
 				req, served := src.count()
-				t.Logf("%v against %v plain, ratio %.3f, %d requests, %d bytes", took, plain, plain.Seconds()/took.Seconds(), req, served)
+				t.Logf("%v against %v plain, %d requests, %d bytes", took, plain, req, served)
+				if took > plain+4*rtt {
+					t.Errorf("took %v, a plain download takes %v", took, plain)
+				}
+				if served > n*101/100 || req > 100 {
+					t.Errorf("%d requests of %d bytes for %d", req, served, n)
+				}
 			})
 		})
 	}
 }
 
+// TestColdPiecemeal: reading all of an object in pieces at random.
 func TestColdPiecemeal(t *testing.T) {
-	const n, rtt, rate = 64 << 20, 20 * time.Millisecond, mbit200
-	for _, size := range []int{32 << 10, 128 << 10, 1 << 20} {
-		for _, readers := range []int{1, 4} {
-			t.Run(fmt.Sprintf("%dK/%d", size>>10, readers), func(t *testing.T) {
-				onLink(t, n, rtt, rate, Options{}, func(t *testing.T, o *Object, src *source) {
-					order := rand.New(rand.NewPCG(1, 2)).Perm(n / size)
-					start := time.Now()
-					done := make(chan error)
-					for r := range readers {
-						go func() {
-							p := make([]byte, size)
-							for i := r; i < len(order); i += readers {
-								if _, err := o.ReadAt(context.Background(), p, int64(order[i]*size)); err != nil {
-									done <- err
-									return
-								}
+	const n, rtt, rate = 32 << 20, 20 * time.Millisecond, mbit200
+	for _, tc := range []struct {
+		size, readers int
+		most          float64 // times a plain download
+	}{
+		{128 << 10, 1, 2.5}, // waits for a round trip each time until it is seen
+		{128 << 10, 4, 1.1},
+		{1 << 20, 4, 1.05},
+	} {
+		size, readers := tc.size, tc.readers
+		t.Run(fmt.Sprintf("%dK/%d", size>>10, readers), func(t *testing.T) {
+			onLink(t, n, rtt, rate, Options{}, func(t *testing.T, o *Object, src *source) {
+				order := rand.New(rand.NewPCG(1, 2)).Perm(n / size)
+				start := time.Now()
+				done := make(chan error)
+				for r := range readers {
+					go func() {
+						p := make([]byte, size)
+						for i := r; i < len(order); i += readers {
+							if _, err := o.ReadAt(context.Background(), p, int64(order[i]*size)); err != nil {
+								done <- err
+								return
 							}
-							done <- nil
-						}()
-					}
-					for range readers {
-						if err := <-done; err != nil {
-							t.Fatal(err)
 						}
+						done <- nil
+					}()
+				}
+				for range readers {
+					if err := <-done; err != nil {
+						t.Fatal(err)
 					}
-					took, plain := time.Since(start), download(n, rtt, rate)
-					req, served := src.count()
-					t.Logf("%v against %v plain, ratio %.3f, %d requests, %.2f of the bytes", took, plain, took.Seconds()/plain.Seconds(), req, float64(served)/n)
-				})
+				}
+				took, plain := time.Since(start), download(n, rtt, rate)
+				req, served := src.count()
+				t.Logf("%v against %v plain, %d requests, %d bytes", took, plain, req, served)
+				if took.Seconds() > plain.Seconds()*tc.most {
+					t.Errorf("took %v, a plain download takes %v", took, plain)
+				}
+				if served > n*103/100 {
+					t.Errorf("%d bytes were fetched of %d", served, n)
+				}
 			})
-		}
+		})
 	}
 }
 
 func TestColdFill(t *testing.T) {
-	const n, rtt, rate = 64 << 20, 20 * time.Millisecond, mbit200
+	const n, rtt, rate = 32 << 20, 20 * time.Millisecond, mbit200
 	onLink(t, n, rtt, rate, Options{}, func(t *testing.T, o *Object, src *source) {
 		start := time.Now()
 		if err := o.Fill(context.Background()); err != nil {
@@ -103,14 +123,17 @@ func TestColdFill(t *testing.T) {
 		}
 		took, plain := time.Since(start), download(n, rtt, rate)
 		req, served := src.count()
-		t.Logf("%v against %v plain, ratio %.3f, %d requests, %d bytes", took, plain, plain.Seconds()/took.Seconds(), req, served)
+		t.Logf("%v against %v plain, %d requests, %d bytes", took, plain, req, served)
+		if took.Seconds() > plain.Seconds()*1.05 || served != n || req > 30 {
+			t.Errorf("took %v and %d requests of %d bytes, a plain download of %d takes %v", took, req, served, n, plain)
+		}
 	})
 }
 
 // TestDemandBeforeBackground: while everything is being fetched, a read of
 // something far away takes hardly longer than on an idle link.
 func TestDemandBeforeBackground(t *testing.T) {
-	const n, rtt, rate = 64 << 20, 20 * time.Millisecond, mbit200
+	const n, rtt, rate = 32 << 20, 20 * time.Millisecond, mbit200
 	onLink(t, n, rtt, rate, Options{}, func(t *testing.T, o *Object, src *source) {
 		ctx, cancel := context.WithCancel(context.Background())
 		filled := make(chan error)
@@ -120,13 +143,55 @@ func TestDemandBeforeBackground(t *testing.T) {
 		p := make([]byte, 128<<10)
 		for i := range 10 {
 			start := time.Now()
-			if _, err := o.ReadAt(ctx, p, int64(60-3*i)<<20); err != nil {
+			if _, err := o.ReadAt(ctx, p, int64(30-2*i)<<20); err != nil {
 				t.Fatal(err)
 			}
 			worst = max(worst, time.Since(start))
 		}
 		t.Logf("worst demand read %v", worst)
+		if worst > 3*rtt {
+			t.Errorf("a demand read took %v beside background work", worst)
+		}
 		cancel()
 		<-filled
+	})
+}
+
+// TestScattered: of small reads at random, little more than what was asked for
+// is fetched, and nothing ahead of them.
+func TestScattered(t *testing.T) {
+	const n, rtt, rate = 32 << 20, 20 * time.Millisecond, mbit200
+	onLink(t, n, rtt, rate, Options{}, func(t *testing.T, o *Object, src *source) {
+		r := rand.New(rand.NewPCG(3, 4))
+		asked := int64(0)
+		for range 150 {
+			off := r.Int64N(n - 4096)
+			if _, err := o.ReadAt(context.Background(), make([]byte, 4096), off); err != nil {
+				t.Fatal(err)
+			}
+			first, end := span(off, 4096)
+			asked += int64(end-first) * blockSize
+		}
+		_, served := src.count()
+		t.Logf("%d bytes in whole blocks were asked for, %d fetched", asked, served)
+		if served > asked*5/4 {
+			t.Errorf("%d bytes were fetched for %d", served, asked)
+		}
+	})
+}
+
+// TestFirstLook: opening an object and reading its head, as a program does
+// that only wants to know what it is, fetches only that.
+func TestFirstLook(t *testing.T) {
+	onLink(t, 32<<20, 20*time.Millisecond, mbit200, Options{}, func(t *testing.T, o *Object, src *source) {
+		for range 3 {
+			if _, err := o.ReadAt(context.Background(), make([]byte, 32<<10), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second)
+		if req, served := src.count(); req != 1 || served > 128<<10 {
+			t.Errorf("%d requests of %d bytes for the first 32 KiB", req, served)
+		}
 	})
 }

@@ -1,0 +1,244 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestDamageOnDisk alters a cache's files between two runs. Whatever was done
+// to them, the next run serves the right bytes, and fetches no more than it
+// must.
+func TestDamageOnDisk(t *testing.T) {
+	data := content(1<<20, 1)
+	flip := func(at int64) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			f, err := os.OpenFile(path+dataSuffix, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			b := make([]byte, 1)
+			f.ReadAt(b, at)
+			b[0] ^= 0x10
+			if _, err := f.WriteAt(b, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	edit := func(change func(*meta)) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			b, err := os.ReadFile(path + metaSuffix)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := parseMeta(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			change(&m)
+			b, _ = json.Marshal(m)
+			if err := os.WriteFile(path+metaSuffix, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	do := func(f func(path string) error) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			if err := f(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const none, one, all = 0, blockSize, 1 << 20
+	for _, tc := range []struct {
+		name   string
+		damage func(t *testing.T, path string)
+		// what is fetched again of the quarter that was read, and of a
+		// complete object
+		part, whole int64
+	}{
+		{"nothing", func(*testing.T, string) {}, none, none},
+		{"a bit", flip(100_000), one, one},
+		{"a bit in the last block", flip(1<<20 - 1), none, one},
+		{"data cut", do(func(p string) error { return os.Truncate(p+dataSuffix, 300<<10) }), 0, 1<<20 - 9*blockSize},
+		{"data empty", do(func(p string) error { return os.Truncate(p+dataSuffix, 0) }), 256 << 10, all},
+		{"data gone", do(func(p string) error { return os.Remove(p + dataSuffix) }), 256 << 10, all},
+		{"data a link", do(func(p string) error {
+			os.WriteFile(p+"x", data, 0o600)
+			os.Remove(p + dataSuffix)
+			return os.Symlink(p+"x", p+dataSuffix)
+		}), 256 << 10, all},
+		{"map gone", do(func(p string) error { return os.Remove(p + mapSuffix) }), 256 << 10, all},
+		{"map cut", do(func(p string) error { return os.Truncate(p+mapSuffix, 4*slotSize+3) }), 4 * blockSize, 1<<20 - 4*blockSize},
+		{"map garbage", do(func(p string) error { return os.WriteFile(p+mapSuffix, bytes.Repeat([]byte("garbage!"), 32), 0o600) }), 256 << 10, all},
+		{"description gone", do(func(p string) error { return os.Remove(p + metaSuffix) }), 256 << 10, all},
+		{"description garbage", do(func(p string) error { return os.WriteFile(p+metaSuffix, []byte("{"), 0o600) }), 256 << 10, all},
+		{"description of another", edit(func(m *meta) { m.Key = "other" }), 256 << 10, all},
+		{"another nonce", edit(func(m *meta) { m.Nonce++ }), 256 << 10, all},
+		{"complete, it says", edit(func(m *meta) { m.Complete = true }), none, none},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for _, whole := range []bool{false, true} {
+				dir := t.TempDir()
+				src := &source{data: data}
+				spec := Spec{Key: "k", Size: int64(len(data)), Sum: sha(data), Fetcher: src}
+				read := 256 << 10 // too little for the rest to be fetched
+				if whole {
+					read = len(data)
+				}
+				c := openCache(t, dir, Options{ReadAhead: -1})
+				o := openObject(t, c, spec)
+				mustRead(t, o, data, 0, read)
+				if whole {
+					if err := o.Fill(context.Background()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				o.Close()
+				c.Close()
+
+				tc.damage(t, filepath.Join(dir, "objects", objectName("k")))
+
+				c = openCache(t, dir, Options{ReadAhead: -1})
+				_, before := src.count()
+				o = openObject(t, c, spec)
+				if f, ok := o.File(); ok {
+					got := make([]byte, len(data))
+					if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, data) {
+						t.Errorf("whole %v: the kernel is given a damaged file", whole)
+					}
+				}
+				for off := 0; off < read; off += 64 << 10 {
+					mustRead(t, o, data, off, 64<<10)
+				}
+				want := tc.part
+				if whole {
+					want = tc.whole
+				}
+				if whole {
+					if err := o.Fill(context.Background()); err != nil {
+						t.Errorf("Fill: %v", err)
+					}
+					if _, after := src.count(); after-before != want {
+						t.Errorf("whole: %d bytes were fetched again, want %d", after-before, want)
+					}
+				} else if _, after := src.count(); after-before != want {
+					t.Errorf("part: %d bytes were fetched again, want %d", after-before, want)
+				}
+				mustRead(t, o, data, 0, len(data))
+				o.Close()
+				c.Close()
+			}
+		})
+	}
+}
+
+// TestDamageWhileOpen alters the data file under an open object.
+func TestDamageWhileOpen(t *testing.T) {
+	dir := t.TempDir()
+	data := content(1<<20, 1)
+	src := &source{data: data}
+	c := openCache(t, dir, Options{})
+	o := openObject(t, c, Spec{Key: "k", Size: int64(len(data)), Sum: sha(data), Fetcher: src})
+	if err := o.Fill(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(dir, "objects", objectName("k")+dataSuffix), 100_000); err != nil {
+		t.Fatal(err)
+	}
+	mustRead(t, o, data, 0, len(data))
+	if s := c.Stats(); s.BadBlocks == 0 {
+		t.Error("the damage was not counted")
+	}
+}
+
+func TestLockVersionModesLinks(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	c := openCache(t, dir, Options{})
+	_, err := Open(dir, Options{Log: quiet()})
+	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), dir) {
+		t.Errorf("a second Open: %v", err)
+	}
+	src := &source{data: content(100_000, 1)}
+	o := openObject(t, c, Spec{Key: "k", Size: 100_000, Fetcher: src})
+	if err := o.Fill(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Pin("p", true); err != nil {
+		t.Fatal(err)
+	}
+	o.Close()
+	c.Close()
+	filepath.Walk(dir, func(path string, fi os.FileInfo, err error) error {
+		if err != nil || fi.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v (%v)", path, fi.Mode(), err)
+		}
+		return nil
+	})
+
+	for content, want := range map[string]error{
+		"sregfs-cache 2\n": ErrVersion, "sregfs-cache x\n": nil, "": nil, "something else": nil,
+	} {
+		os.WriteFile(filepath.Join(dir, "version"), []byte(content), 0o600)
+		if c, err := Open(dir, Options{Log: quiet()}); err == nil || (want != nil && !errors.Is(err, want)) {
+			t.Errorf("version %q: %v", content, err)
+			if c != nil {
+				c.Close()
+			}
+		}
+	}
+	os.WriteFile(filepath.Join(dir, "version"), []byte("sregfs-cache 1\n"), 0o600)
+
+	// A link in the place of the objects would lead out of the cache.
+	objects := filepath.Join(dir, "objects")
+	os.Rename(objects, dir+"/elsewhere")
+	os.Symlink(dir+"/elsewhere", objects)
+	if c, err := Open(dir, Options{Log: quiet()}); err == nil {
+		t.Error("a symbolic link was followed")
+		c.Close()
+	}
+}
+
+func TestSweepsLeavings(t *testing.T) {
+	dir := t.TempDir()
+	openCache(t, dir, Options{}).Close()
+	objects := filepath.Join(dir, "objects")
+	name := objectName("x")
+	for _, f := range []string{"tmp.ABC", name + dataSuffix, name + mapSuffix} {
+		os.WriteFile(filepath.Join(objects, f), []byte("x"), 0o600)
+	}
+	os.WriteFile(filepath.Join(objects, "notes.txt"), []byte("somebody's"), 0o600)
+	openCache(t, dir, Options{}).Close()
+	left, _ := os.ReadDir(objects)
+	if len(left) != 1 || left[0].Name() != "notes.txt" {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func FuzzDescription(f *testing.F) {
+	b, _ := json.Marshal(meta{Version: 1, Key: "k", Size: 5, Block: blockSize, Nonce: 7})
+	f.Add(b)
+	f.Add([]byte(`{"version":1,"size":1e30}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := parseMeta(b)
+		if err != nil {
+			return
+		}
+		if m.Size < 0 || m.blocks() < 0 || m.Key == "" {
+			t.Errorf("accepted %+v", m)
+		}
+		again, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parseMeta(again); err != nil {
+			t.Errorf("what was read cannot be read again: %v", err)
+		}
+	})
+}

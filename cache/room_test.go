@@ -1,0 +1,506 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func keySpec(i, size int) (Spec, *source) {
+	src := &source{data: content(size, uint64(i))}
+	return Spec{Key: fmt.Sprint("k", i), Size: int64(size), Fetcher: src}, src
+}
+
+// fillAndClose has all of an object fetched.
+func fillAndClose(t *testing.T, c *Cache, spec Spec) {
+	t.Helper()
+	o, err := c.Object(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	if err := o.Fill(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func here(c *Cache, n int) (keys []int) {
+	for i := range n {
+		if cached, _, _ := c.Stat(fmt.Sprint("k", i)); cached > 0 {
+			keys = append(keys, i)
+		}
+	}
+	return keys
+}
+
+func TestEviction(t *testing.T) {
+	const size = 10 * blockSize
+	inBubble(t, Options{Limit: 4*(size+overhead(size)) + 100}, func(t *testing.T, c *Cache, d *memDisk) {
+		for i := range 4 {
+			spec, _ := keySpec(i, size)
+			fillAndClose(t, c, spec)
+			time.Sleep(time.Minute)
+		}
+		// 0 is the oldest; used again, it is the youngest.
+		spec, _ := keySpec(0, size)
+		fillAndClose(t, c, spec)
+		spec, _ = keySpec(4, size)
+		fillAndClose(t, c, spec)
+		if got := fmt.Sprint(here(c, 5)); got != "[0 2 3 4]" {
+			t.Errorf("the cache has %v, want [0 2 3 4]", got)
+		}
+		// What is pinned stays, what is open too.
+		if err := c.Pin("k2", true); err != nil {
+			t.Fatal(err)
+		}
+		spec, src3 := keySpec(3, size)
+		open3 := mustOpen(t, c, spec)
+		for i := 5; i < 8; i++ {
+			spec, _ := keySpec(i, size)
+			fillAndClose(t, c, spec)
+		}
+		if got := fmt.Sprint(here(c, 8)); got != "[2 3 6 7]" {
+			t.Errorf("the cache has %v, want [2 3 6 7]", got)
+		}
+		mustRead(t, open3, src3.data, 0, size)
+		if n, _ := src3.count(); n != 0 {
+			t.Error("an open object was evicted")
+		}
+		// So does what is reserved.
+		release, err := c.Reserve(2 * size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(here(c, 8)); got != "[2 3]" {
+			t.Errorf("with a reservation the cache has %v, want [2 3]", got)
+		}
+		if _, err := c.Reserve(size); !errors.Is(err, ErrNoRoom) {
+			t.Errorf("a reservation that cannot be had: %v", err)
+		}
+		spec, src8 := keySpec(8, size)
+		o8 := mustOpen(t, c, spec)
+		mustRead(t, o8, src8.data, 0, size)
+		if err := o8.Fill(context.Background()); !errors.Is(err, ErrNoRoom) {
+			t.Errorf("Fill without room: %v", err)
+		}
+		if s := c.Stats(); s.Uncached == 0 || s.Reserved != 2*size {
+			t.Errorf("stats: %+v", s)
+		}
+		o8.Close()
+		release()
+		release()
+		if s := c.Stats(); s.Reserved != 0 {
+			t.Errorf("%d reserved after release", s.Reserved)
+		}
+		open3.Close()
+		if err := c.Pin("k2", false); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Reserve(3 * size); err != nil {
+			t.Error(err)
+		}
+		if got := fmt.Sprint(here(c, 8)); got != "[2]" && got != "[3]" && got != "[]" {
+			t.Errorf("unpinned and closed, the cache has %v", got)
+		}
+		if d.used() > c.opts.Limit {
+			t.Errorf("%d bytes on disk", d.used())
+		}
+	})
+}
+
+// TestUseSurvivesRestart: the order of eviction and pins are durable.
+func TestUseSurvivesRestart(t *testing.T) {
+	const size = 4 * blockSize
+	dir := t.TempDir()
+	c := openCache(t, dir, Options{})
+	for i := range 3 {
+		spec, _ := keySpec(i, size)
+		fillAndClose(t, c, spec)
+		c.flushAll()
+	}
+	if err := c.Pin("k1", true); err != nil {
+		t.Fatal(err)
+	}
+	spec, _ := keySpec(0, size)
+	openObject(t, c, spec).Close()
+	c.Close()
+	c = openCache(t, dir, Options{Limit: 2 * (size + overhead(size))})
+	if got := fmt.Sprint(here(c, 3)); got != "[0 1]" {
+		t.Errorf("after a restart with a lower limit the cache has %v, want [0 1]", got)
+	}
+	if !c.Pinned("k1") || c.Pinned("k0") {
+		t.Error("the pins were lost")
+	}
+}
+
+// TestHardLimit has many readers of many objects against a small limit, and
+// looks all the time at what the disk holds.
+func TestHardLimit(t *testing.T) {
+	const size, limit = 300_000, 1_000_000
+	inBubble(t, Options{Limit: limit}, func(t *testing.T, c *Cache, d *memDisk) {
+		ctx, cancel := context.WithTimeout(context.Background(), 8*time.Second)
+		defer cancel()
+		var specs [10]Spec
+		for i := range specs {
+			specs[i], _ = keySpec(i, size)
+			specs[i].Fetcher.(*source).rtt = time.Millisecond
+		}
+		var wg sync.WaitGroup
+		for w := range 16 {
+			wg.Go(func() {
+				r := rand.New(rand.NewPCG(uint64(w), 1))
+				for ctx.Err() == nil {
+					spec := specs[r.IntN(len(specs))]
+					src := spec.Fetcher.(*source)
+					o, err := c.Object(spec)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					for range 4 {
+						n := 1 + r.IntN(100_000)
+						mustRead(t, o, src.data, r.IntN(size-n), n)
+						time.Sleep(time.Duration(r.IntN(100)) * time.Millisecond)
+					}
+					o.Close()
+				}
+			})
+		}
+		for ctx.Err() == nil {
+			if used := d.used(); used > limit {
+				t.Errorf("%d bytes on disk", used)
+				cancel()
+			}
+			if s := c.Stats(); s.Used+s.Reserved > limit || s.Used < 0 {
+				t.Errorf("account: %+v", s)
+				cancel()
+			}
+			time.Sleep(7 * time.Millisecond)
+		}
+		wg.Wait()
+		c.flushAll()
+		synctest.Wait()
+		if s := c.Stats(); s.Evictions == 0 || s.Used < d.used() {
+			t.Errorf("%d bytes are on disk, the account says %+v", d.used(), s)
+		}
+	})
+}
+
+// TestDiskFull: reads go on without the disk, and use it again when it can be
+// used again.
+func TestDiskFull(t *testing.T) {
+	for _, errno := range []error{syscall.ENOSPC, syscall.EIO, syscall.EROFS} {
+		t.Run(errno.Error(), func(t *testing.T) {
+			inBubble(t, Options{}, func(t *testing.T, c *Cache, d *memDisk) {
+				full := true
+				d.before = func(op, name string) error {
+					if full {
+						return errno
+					}
+					return nil
+				}
+				const n = 4 << 20
+				src := &source{data: content(n, 1), rtt: 20 * time.Millisecond, pipe: &pipe{rate: mbit200}}
+				o := mustOpen(t, c, specOf(src))
+				start := time.Now()
+				for off := 0; off < n; off += 128 << 10 {
+					mustRead(t, o, src.data, off, 128<<10)
+				}
+				took, plain := time.Since(start), download(n, src.rtt, mbit200)
+				if took > 2*plain {
+					t.Errorf("reading without a disk took %v, a download %v", took, plain)
+				}
+				if _, served := src.count(); served > n {
+					t.Errorf("%d bytes were fetched of %d", served, n)
+				}
+				if err := o.Fill(context.Background()); !errors.Is(err, errno) {
+					t.Errorf("Fill: %v", err)
+				}
+				if s := c.Stats(); s.Uncached == 0 || s.DiskErrors == 0 || o.Cached() != 0 {
+					t.Errorf("cached %d, %+v", o.Cached(), s)
+				}
+				full = false
+				if err := o.Fill(context.Background()); err != nil {
+					t.Errorf("Fill, with room again: %v", err)
+				}
+				mustRead(t, o, src.data, 0, n)
+				o.Close()
+			})
+		})
+	}
+}
+
+func TestManyOpenObjects(t *testing.T) {
+	c := openCache(t, t.TempDir(), Options{})
+	c.fds.max = 20
+	var objects []*Object
+	var wants [][]byte
+	for i := range 200 {
+		spec, src := keySpec(i, 3*blockSize)
+		o := openObject(t, c, spec)
+		objects, wants = append(objects, o), append(wants, src.data)
+		mustRead(t, o, src.data, 0, 100)
+	}
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(w), 9))
+			for range 200 {
+				i := r.IntN(len(objects))
+				mustRead(t, objects[i], wants[i], r.IntN(2*blockSize), blockSize)
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(c.fds.open); n > 20 {
+		t.Errorf("%d files are open", n)
+	}
+	// A file that the kernel reads from stays open.
+	if err := objects[0].Fill(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	f, ok := objects[0].File()
+	if !ok {
+		t.Fatal("no File")
+	}
+	for i, o := range objects[1:] {
+		mustRead(t, o, wants[i+1], 0, 10)
+	}
+	p := make([]byte, 3*blockSize)
+	if _, err := f.ReadAt(p, 0); err != nil || !bytes.Equal(p, wants[0]) {
+		t.Errorf("a File in use was closed: %v", err)
+	}
+	objects[0].Close()
+	if _, err := f.ReadAt(p, 0); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the File of a closed object: %v", err)
+	}
+}
+
+func TestBuildOnce(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, c *Cache, _ *memDisk) {
+		data := content(500_000, 1)
+		var runs int
+		build := func(ctx context.Context, w *Writer) error {
+			runs++
+			if err := sleep(ctx, time.Second); err != nil {
+				return err
+			}
+			// The header comes last.
+			if _, err := w.WriteAt(data[1000:], 1000); err != nil {
+				return err
+			}
+			if _, err := w.WriteAt(data[:1000], 0); err != nil {
+				return err
+			}
+			return w.Commit(int64(len(data)))
+		}
+		short, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		if _, err := c.Build(short, "b", build); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a builder whose context ended: %v", err)
+		}
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				o, err := c.Build(context.Background(), "b", build)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer o.Close()
+				mustRead(t, o, data, 0, len(data))
+			})
+		}
+		wg.Wait()
+		if runs != 1 {
+			t.Errorf("built %d times", runs)
+		}
+
+		// Nobody waits: it is cancelled after the grace.
+		cause := make(chan error, 1)
+		slow := func(ctx context.Context, w *Writer) error {
+			<-ctx.Done()
+			cause <- ctx.Err()
+			return ctx.Err()
+		}
+		short, cancel = context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		start := time.Now()
+		c.Build(short, "slow", slow)
+		<-cause
+		if d := time.Since(start); d != time.Second+buildGrace {
+			t.Errorf("an abandoned build was cancelled after %v", d)
+		}
+
+		// An error goes to all who wait; nothing is left; the next builds anew.
+		boom := errors.New("boom")
+		fails := 0
+		bad := func(ctx context.Context, w *Writer) error {
+			fails++
+			w.Write(data)
+			time.Sleep(time.Second)
+			return boom
+		}
+		for range 3 {
+			wg.Go(func() {
+				if _, err := c.Build(context.Background(), "bad", bad); !errors.Is(err, boom) {
+					t.Errorf("a failed build: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if fails != 1 {
+			t.Errorf("failed %d times", fails)
+		}
+		if _, err := c.Build(context.Background(), "none", func(context.Context, *Writer) error { return nil }); err == nil {
+			t.Error("a build without a commit succeeded")
+		}
+		if n, _, _ := c.Stat("bad"); n != 0 {
+			t.Error("half a build is visible")
+		}
+	})
+}
+
+func TestWriterKeepsToTheLimit(t *testing.T) {
+	inBubble(t, Options{Limit: 1 << 20}, func(t *testing.T, c *Cache, d *memDisk) {
+		w, err := c.Create(context.Background(), "big")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.Write(make([]byte, 2<<20))
+		if !errors.Is(err, ErrNoRoom) {
+			t.Errorf("a write past the limit: %v", err)
+		}
+		w.Abort()
+		if s := c.Stats(); s.Used != 0 || d.used() != 0 {
+			t.Errorf("after Abort: %+v, %d on disk", s, d.used())
+		}
+	})
+}
+
+func TestAdoptIntoAnOpenObject(t *testing.T) {
+	dir := t.TempDir()
+	c := openCache(t, filepath.Join(dir, "cache"), Options{})
+	spec, src := keySpec(1, 20*blockSize)
+	o := openObject(t, c, spec)
+	mustRead(t, o, src.data, 0, 10)
+	path := filepath.Join(dir, "staged")
+	if err := os.WriteFile(path, src.data[1:], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Adopt("k1", path, int64(len(src.data))); err == nil {
+		t.Error("a file of another size was adopted")
+	}
+	if err := os.WriteFile(path, src.data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Adopt("k1", path, int64(len(src.data))); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := src.count()
+	mustRead(t, o, src.data, 0, len(src.data))
+	if after, _ := src.count(); after != before || !o.Complete() {
+		t.Errorf("after Adopt %d requests were made, complete %v", after-before, o.Complete())
+	}
+	if f, ok := o.File(); !ok {
+		t.Error("no File")
+	} else if fi, err := f.Stat(); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", fi.Mode(), err)
+	}
+	// A link is not adopted.
+	os.Symlink(path, path+"link")
+	if err := c.Adopt("k2", path+"link", 10); err == nil {
+		t.Error("a link was adopted")
+	}
+}
+
+func TestAdoptAcrossFileSystems(t *testing.T) {
+	const shm = "/dev/shm"
+	tmp := t.TempDir()
+	var a, b syscall.Stat_t
+	if syscall.Stat(shm, &a) != nil || syscall.Stat(tmp, &b) != nil || a.Dev == b.Dev {
+		t.Skip("this machine has no second file system to copy from")
+	}
+	src, err := os.MkdirTemp(shm, "adopt")
+	if err != nil {
+		t.Skip("no room on the second file system:", err)
+	}
+	defer os.RemoveAll(src)
+	data := content(200_000, 1)
+	path := filepath.Join(src, "staged")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := openCache(t, tmp, Options{})
+	if err := c.Adopt("k", path, int64(len(data))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("the adopted file is still there")
+	}
+	o := openObject(t, c, Spec{Key: "k", Size: -1})
+	mustRead(t, o, data, 0, len(data))
+}
+
+func TestRemove(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, c *Cache, d *memDisk) {
+		if err := c.Remove("unknown"); err != nil {
+			t.Error(err)
+		}
+		spec, src := keySpec(1, 64*blockSize)
+		o := mustOpen(t, c, spec)
+		mustRead(t, o, src.data, 0, 10*blockSize)
+		c.Pin("k1", true)
+		o.Close()
+		if err := c.Remove("k1"); err != nil { // not yet saved
+			t.Fatal(err)
+		}
+		if c.Pinned("k1") || len(d.names) != 0 || c.Stats().Used != 0 {
+			t.Errorf("left: %v, %+v", d, c.Stats())
+		}
+	})
+}
+
+func TestTraceAndPrefetch(t *testing.T) {
+	inBubble(t, Options{ReadAhead: -1}, func(t *testing.T, c *Cache, _ *memDisk) {
+		src := &source{data: content(16<<20, 1), rtt: 20 * time.Millisecond}
+		o := mustOpen(t, c, specOf(src))
+		for _, off := range []int{5 << 20, 1 << 20, 1<<20 + blockSize, 9 << 20, 5 << 20, 16<<20 - 10} {
+			mustRead(t, o, src.data, off, 10)
+		}
+		trace := o.Trace()
+		want := []Range{{5 << 20, blockSize}, {1 << 20, 2 * blockSize}, {9 << 20, blockSize}, {16<<20 - blockSize, blockSize}}
+		if fmt.Sprint(trace) != fmt.Sprint(want) {
+			t.Errorf("Trace %v, want %v", trace, want)
+		}
+		o.Close()
+		if err := c.Remove("k"); err != nil {
+			t.Fatal(err)
+		}
+		o = mustOpen(t, c, specOf(src))
+		defer o.Close()
+		before, _ := src.count()
+		start := time.Now()
+		o.Prefetch(append(trace, Range{-5, 3}, Range{1 << 40, 5}, Range{0, 0}))
+		time.Sleep(21 * time.Millisecond)
+		for _, r := range trace {
+			mustRead(t, o, src.data, int(r.Off), int(r.N))
+		}
+		if d := time.Since(start); d > 30*time.Millisecond {
+			t.Errorf("with hints the reads took %v, want one round trip", d)
+		}
+		if after, _ := src.count(); after-before != 4 {
+			t.Errorf("%d requests, want 4", after-before)
+		}
+	})
+}
