@@ -141,8 +141,8 @@ type places struct {
 }
 
 func (p *places) add(dir, file string) {
-	if p.full {
-		return
+	if p.full || dir == "" && file == "" {
+		return // the client's own directory is always there
 	}
 	if p.seen == nil {
 		p.seen = map[Place]bool{}

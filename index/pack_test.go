@@ -40,8 +40,10 @@ func TestImagesComeBackExactly(t *testing.T) {
 			i.Created = time.Date(-5000, 1, 2, 3, 4, 5, 6, time.UTC)
 			i.Modified = time.Date(99999, 1, 2, 3, 4, 5, 6, time.UTC)
 		}),
-		"the epoch":  with(func(i *backends.Image) { i.Created = time.Unix(0, 0).UTC() }),
-		"odd names":  with(func(i *backends.Image) { i.Ref = backends.Ref{Collection: "../a\nb", Name: "x/y\x00z%2F", Tag: "'\"; --"} }),
+		"the epoch": with(func(i *backends.Image) { i.Created = time.Unix(0, 0).UTC() }),
+		"odd names": with(func(i *backends.Image) {
+			i.Ref = backends.Ref{Collection: "../a\nb", Name: "x/y\x00z%2F", Tag: "'\"; --"}
+		}),
 		"bad UTF-8":  with(func(i *backends.Image) { i.Ref.Name, i.Revision = "\xff\xfe", "\x80" }),
 		"long names": with(func(i *backends.Image) { i.Ref.Name = string(make([]byte, 3000)) }),
 	} {
