@@ -116,7 +116,8 @@ func (s *Store) Search(ctx context.Context, word string) iter.Seq2[backends.Imag
 				return true
 			}
 			told[f.PathLower] = true
-			return yield(s.found(ctx, op, backends.Ref{}, f))
+			img, err := s.found(ctx, op, backends.Ref{}, f)
+			return yield(img, err) && err == nil
 		}
 		within := func(folder string) bool {
 			for m, err := range s.walk(ctx, folder, op) {

@@ -57,7 +57,7 @@ func (s *Store) Rename(ctx context.Context, img backends.Image, to backends.Ref)
 		return s.recase(ctx, img, to, target)
 	}
 	old, err := s.lookUp(ctx, op, to)
-	if err != nil && !errors.Is(err, iofs.ErrNotExist) {
+	if err != nil && !notThere(err) {
 		return backends.Image{}, err
 	}
 	switch {
@@ -109,7 +109,7 @@ func (s *Store) replace(ctx context.Context, img backends.Image, to backends.Ref
 	if err != nil {
 		return backends.Image{}, s.fail(ctx, op, img.Ref, nil, err)
 	}
-	if err := s.Remove(ctx, image(old, collection)); err != nil && !errors.Is(err, iofs.ErrNotExist) {
+	if err := s.Remove(ctx, image(old, collection)); err != nil && !notThere(err) {
 		return backends.Image{}, err
 	}
 	renamed, err := s.moved(ctx, img, to, target)

@@ -47,7 +47,7 @@ func pathOf(ref backends.Ref) (p string, ok bool) {
 	p = folderPath(ref.Collection) + "/" + ref.Object()
 	back, isImage := backends.ParseObject(ref.Object())
 	back.Collection = ref.Collection
-	return p, isImage && back == ref && valid(p)
+	return p, isImage && back == ref && valid(p) && !strings.Contains(ref.Object(), "/")
 }
 
 // folderPath is a collection's folder, "" for the app's folder itself.
@@ -99,6 +99,7 @@ func image(m *files.FileMetadata, collection string) backends.Image {
 		Created:  time.Time(m.ServerModified),
 		Modified: time.Time(m.ClientModified),
 		URL:      downloadURL,
+		ReadOnly: m.SharingInfo != nil && m.SharingInfo.ReadOnly,
 	}
 	if m.ContentHash != "" {
 		img.Sum = backends.Checksum{Algorithm: backends.DropboxHash, Hex: m.ContentHash}
@@ -216,13 +217,15 @@ func parent(p string) string {
 	return p[:i]
 }
 
-// collection spells the collection of the file m. asked is how the caller
-// spells it: where path_display agrees, Dropbox is not asked for the folders.
+// collection spells the collection of the file m, which takes a request for
+// each folder on the way whose spelling is not known. asked is how the caller
+// spells it: where path_display agrees, and does not look like path_lower, it is
+// taken to be right.
 func (s *Store) collection(ctx context.Context, m *files.FileMetadata, asked string) (string, error) {
 	lower, display := parent(m.PathLower), parent(m.PathDisplay)
 	for {
 		spelled, unknown := s.spelling.folder(lower, display)
-		if unknown == "" || spelled == asked {
+		if unknown == "" || spelled == asked && asked != fold(asked) {
 			return spelled, nil
 		}
 		res, err := s.files.GetMetadataContext(ctx, files.NewGetMetadataArg(unknown))

@@ -47,9 +47,8 @@ func (s *Store) Begin(ctx context.Context, ref backends.Ref, resume string) (bac
 		return nil, s.refused(op, ref, backends.ErrInvalidName, "Dropbox cannot keep that name")
 	}
 	u := &upload{store: s, ref: ref, path: p, sums: newBlockSums(), done: make(map[int64]bool)}
-	var st uploadState
-	if resume == "" || json.Unmarshal([]byte(resume), &st) != nil || st.Session == "" ||
-		st.Sent%partSize != 0 || int64(len(st.Sums)) != st.Sent/block*sha256.Size || time.Since(st.Started) > sessionAge {
+	st, ok := parseState(resume)
+	if !ok || time.Since(st.Started) > sessionAge {
 		return u, nil
 	}
 	switch alive, err := s.sessionLives(ctx, st.Session, st.Sent); {
@@ -104,6 +103,16 @@ type uploadState struct {
 	Started time.Time `json:"started"`
 	Sent    int64     `json:"sent"`
 	Sums    []byte    `json:"sums"` // of the blocks sent, one after the other
+}
+
+// parseState reads what State told. ok is false for anything else, and for what
+// another layout of parts has told.
+func parseState(state string) (st uploadState, ok bool) {
+	if json.Unmarshal([]byte(state), &st) != nil {
+		return st, false
+	}
+	return st, st.Session != "" && st.Sent >= 0 && st.Sent%partSize == 0 &&
+		int64(len(st.Sums)) == st.Sent/block*sha256.Size
 }
 
 // PartSize is that of the parts that Part sends.

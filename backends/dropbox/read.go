@@ -3,7 +3,6 @@ package dropbox
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	iofs "io/fs"
 	"iter"
@@ -135,11 +134,6 @@ func (s *Store) lookUp(ctx context.Context, op string, ref backends.Ref) (*files
 // statVersion is Stat for a reference with a version.
 func (s *Store) statVersion(ctx context.Context, ref backends.Ref) (backends.Image, error) {
 	const op = "stat"
-	if m, err := s.lookUp(ctx, op, ref); err == nil {
-		return s.found(ctx, op, ref, m)
-	} else if !errors.Is(err, iofs.ErrNotExist) {
-		return backends.Image{}, err
-	}
 	latest := ref.Latest()
 	if isRevision(ref.Version) {
 		cctx, c := newCall(ctx)
@@ -152,6 +146,11 @@ func (s *Store) statVersion(ctx context.Context, ref backends.Ref) (backends.Ima
 			img.Ref.Version = ref.Version
 			return img, err
 		}
+	}
+	if m, err := s.lookUp(ctx, op, ref); err == nil {
+		return s.found(ctx, op, ref, m)
+	} else if !notThere(err) {
+		return backends.Image{}, err
 	}
 	versions, err := s.Versions(ctx, latest)
 	if err != nil {
@@ -188,7 +187,7 @@ func (s *Store) Versions(ctx context.Context, ref backends.Ref) ([]backends.Imag
 	switch {
 	case err == nil:
 		at = m.PathLower
-	case !errors.Is(err, iofs.ErrNotExist):
+	case !notThere(err):
 		return nil, err
 	default:
 		var ok bool
