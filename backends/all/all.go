@@ -8,6 +8,7 @@ import (
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/dropbox"
+	"github.com/sregfs/sregfs/backends/local"
 )
 
 // Clients returns every client the program knows, in the order in which they
@@ -15,6 +16,7 @@ import (
 // that is taken is an error.
 func Clients(registries map[string]string) ([]backends.Client, error) {
 	list := []backends.Client{
+		local.Client,
 		dropbox.Client,
 	}
 	return list, unique(list)

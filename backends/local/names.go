@@ -1,0 +1,152 @@
+package local
+
+import (
+	"fmt"
+	"net/url"
+	"path"
+	"strings"
+
+	"github.com/sregfs/sregfs/backends"
+)
+
+// Which file is which image. The folder has seen several programs:
+//
+//	COLLECTION/NAME:TAG.simg        as sregfs and the Python client of the seeds write
+//	NAME:TAG.simg                   outside of all collections ("pusheen-asaurus:red.simg")
+//	COLLECTION/NAME.simg            without a tag, which is then latest; .sif and .img as well
+//	COLLECTION/NAME:TAG@VERSION.simg
+//	COLLECTION/NAME/TAG.sif         and TAG@VERSION.sif: the later Python client
+//
+// The last is told from an image "TAG" in a collection "COLLECTION/NAME" by
+// having no colon in its name, and .sif, which that client always writes.
+// Whatever begins with a dot is no image: such names are what other programs
+// hide.
+
+// nestedExtension is the extension of the later Python client's layout.
+const nestedExtension = ".sif"
+
+// refOf is the image that the file p, a path relative to the folder, holds;
+// nested says that it is of the later Python client's layout.
+func refOf(p string) (r backends.Ref, nested, ok bool) {
+	dir, base := path.Split(p)
+	dir = strings.TrimSuffix(dir, "/")
+	if strings.HasPrefix(base, ".") {
+		return r, false, false
+	}
+	if r, ok = backends.ParseObject(base); !ok {
+		return r, false, false
+	}
+	r.Collection = dir
+	if up, name := path.Split(dir); up != "" && strings.HasSuffix(base, nestedExtension) && !strings.Contains(base, ":") {
+		return backends.Ref{Collection: strings.TrimSuffix(up, "/"), Name: name, Tag: r.Name, Version: r.Version}, true, true
+	}
+	return r, false, true
+}
+
+// pathOf is where an image goes that is pushed as r.
+func pathOf(r backends.Ref) (string, error) {
+	if err := checkCollection(r.Collection); err != nil {
+		return "", err
+	}
+	base := r.Object()
+	p := path.Join(r.Collection, base)
+	switch back, nested, ok := refOf(p); {
+	case len(base) > backends.MaxName:
+		return "", fmt.Errorf("%w: over %d bytes", backends.ErrInvalidName, backends.MaxName)
+	case strings.ContainsAny(base, "/\x00"), !ok, nested, back != r:
+		return "", fmt.Errorf("%w: it cannot be kept as a file", backends.ErrInvalidName)
+	}
+	return p, nil
+}
+
+// checkCollection refuses names that would lead astray, or be hidden.
+func checkCollection(name string) error {
+	if name == "" {
+		return nil
+	}
+	for seg := range strings.SplitSeq(name, "/") {
+		if seg == "" || seg[0] == '.' || len(seg) > backends.MaxName || strings.ContainsRune(seg, 0) {
+			return fmt.Errorf("%w: %q cannot be a folder here", backends.ErrInvalidName, seg)
+		}
+	}
+	return nil
+}
+
+// candidates are the files that may hold r, whose Version is empty, under names
+// without a version.
+func candidates(r backends.Ref) (list []string) {
+	add := func(p string) {
+		// What a path means is refOf's to say alone.
+		if got, _, ok := refOf(p); ok && got == r {
+			list = append(list, p)
+		}
+	}
+	for _, ext := range backends.Extensions {
+		add(path.Join(r.Collection, r.Name+":"+r.Tag+ext))
+		if r.Tag == backends.DefaultTag {
+			add(path.Join(r.Collection, r.Name+ext))
+		}
+	}
+	add(path.Join(r.Collection, r.Name, r.Tag+nestedExtension))
+	return list
+}
+
+// keyOf and pathOfKey turn paths into Image.Key and back.
+func keyOf(p string) string     { return "/" + p }
+func pathOfKey(k string) string { return strings.TrimPrefix(k, "/") }
+
+func (s *Store) urlOf(p string) string {
+	return (&url.URL{Scheme: "file", Path: path.Join(s.dir, p)}).String()
+}
+
+// visible reports whether a directory's entry is looked at.
+func visible(dir, name string) bool {
+	return !strings.HasPrefix(name, ".") && (dir != "" || name != "lost+found")
+}
+
+// found is an image's file as it was found.
+type found struct {
+	path  string
+	ref   backends.Ref // with the version that the name has
+	stamp stamp
+	link  bool // the name is a symbolic link
+}
+
+// image describes f. Its Ref has the name's version; see resolve.
+func (s *Store) image(f found) backends.Image {
+	return backends.Image{
+		Ref: f.ref, Key: keyOf(f.path), Revision: f.stamp.String(), Size: f.stamp.size,
+		Version: f.ref.Version, Modified: unixTime(f.stamp.mtime), URL: s.urlOf(f.path),
+	}
+}
+
+// resolve gives the images of one name, which may differ in version, their
+// Refs: where no file has the bare name, the newest has it, as its finder
+// expects. The others are found by version.
+func resolve(images []backends.Image) {
+	newest := -1
+	for i, img := range images {
+		if img.Ref.Version == "" {
+			return
+		}
+		if newest < 0 || img.Modified.After(images[newest].Modified) ||
+			img.Modified.Equal(images[newest].Modified) && img.Key < images[newest].Key {
+			newest = i
+		}
+	}
+	if newest >= 0 {
+		images[newest].Ref = images[newest].Ref.Latest()
+	}
+}
+
+// best is the newest of several files with one bare name, of equally new ones
+// the first. It is nil when there is none.
+func best(list []found) *found {
+	var b *found
+	for i := range list {
+		if b == nil || list[i].stamp.mtime > b.stamp.mtime {
+			b = &list[i]
+		}
+	}
+	return b
+}
