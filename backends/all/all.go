@@ -8,6 +8,7 @@ import (
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/dropbox"
+	"github.com/sregfs/sregfs/backends/gdrive"
 	"github.com/sregfs/sregfs/backends/local"
 )
 
@@ -18,6 +19,7 @@ func Clients(registries map[string]string) ([]backends.Client, error) {
 	list := []backends.Client{
 		local.Client,
 		dropbox.Client,
+		gdrive.Client,
 	}
 	return list, unique(list)
 }

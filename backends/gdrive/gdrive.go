@@ -65,6 +65,9 @@ const (
 	// page is how many files a listing asks for at once, the most that Drive
 	// gives.
 	page = 1000
+	// partSize is a multiple of chunkUnit: a larger one costs memory, a smaller
+	// one a round trip more often.
+	partSize = 8 << 20
 )
 
 // Client is Google Drive as the program knows it.
@@ -93,7 +96,8 @@ type Store struct {
 	root    string // the folder's name
 	shared  bool   // the folder may be one that was shared with the account
 	untyped bool
-	page    int64
+	page    int64 // files in an answer to a listing
+	part    int64 // bytes in a request of an upload
 	poll    time.Duration // between two looks at the change feed
 	picture func() []byte // the thumbnail
 	seal    [sha256.Size]byte
@@ -173,6 +177,7 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 		shared:  creds.service != nil,
 		untyped: s.Bool(UntypedSetting),
 		page:    page,
+		part:    partSize,
 		poll:    3 * time.Second,
 		picture: sync.OnceValue(func() []byte { return thumbnail(s.Lookup(ThumbnailSetting), s.Log) }),
 		folders: map[string]bool{},

@@ -34,10 +34,6 @@ import (
 // sure that they have the MD5 that was announced, and that nobody else has
 // changed the image meanwhile.
 
-// partSize is the length of a request's bytes, a multiple of chunkUnit: larger
-// ones cost memory, smaller ones a round trip more often.
-const partSize = 32 * chunkUnit
-
 // errContent: the caller's reader failed.
 var errContent = errors.New("read the image")
 
@@ -90,7 +86,7 @@ type upload struct {
 	buf    []byte
 }
 
-func (u *upload) PartSize() int64 { return partSize }
+func (u *upload) PartSize() int64 { return u.s.part }
 
 // Parallel is 1: a session takes its bytes in order.
 func (u *upload) Parallel() int { return 1 }
@@ -99,7 +95,7 @@ func (u *upload) Sent() int64 {
 	if u.ses == nil {
 		return 0
 	}
-	return u.ses.acked / partSize * partSize
+	return u.ses.acked / u.s.part * u.s.part
 }
 
 // Part sends a part. Parts come in order; one that the service has already is
@@ -116,10 +112,10 @@ func (u *upload) Part(ctx context.Context, off int64, r io.ReaderAt) error {
 		return u.s.fail(ctx, op, u.ref, err)
 	case u.ses == nil || off > u.ses.acked:
 		return u.s.refused(op, u.ref, backends.ErrUnreachable, fmt.Sprintf("the part at %d comes before what precedes it", off))
-	case off+partSize <= u.ses.acked:
+	case off+u.s.part <= u.ses.acked:
 		return nil
 	}
-	data, err := u.read(r, off, partSize)
+	data, err := u.read(r, off, u.s.part)
 	if err == nil {
 		err = u.ses.send(ctx, data, off, -1)
 	}
@@ -405,8 +401,8 @@ func (u *upload) transfer(ctx context.Context, r io.ReaderAt, size int64, c back
 	if err := u.catchUp(r, min(u.Sent(), size), size); err != nil {
 		return nil, err
 	}
-	for first, off := true, u.Sent(); u.ses.file == nil; off, first = off+partSize, false {
-		n := min(partSize, size-off)
+	for first, off := true, u.Sent(); u.ses.file == nil; off, first = off+u.s.part, false {
+		n := min(u.s.part, size-off)
 		data, err := u.read(r, off, n)
 		if err != nil {
 			return nil, err
@@ -438,7 +434,7 @@ func (u *upload) catchUp(r io.ReaderAt, to, size int64) error {
 		u.summed = 0
 	}
 	for u.summed < to {
-		if _, err := u.read(r, u.summed, min(partSize, to-u.summed)); err != nil {
+		if _, err := u.read(r, u.summed, min(u.s.part, to-u.summed)); err != nil {
 			return err
 		}
 	}
