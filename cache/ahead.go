@@ -163,12 +163,12 @@ type guess struct {
 	waste int
 	// total and hits are about recent guesses, and how many were used.
 	total, hits int
-	// behind is how many blocks are fetched behind a random read, and skipped
+	// reach is how many blocks are fetched around a random read, and skipped
 	// counts the reads since guessing there was given up.
-	behind, skipped int
+	reach, skipped int
 }
 
-const maxBehind = 1 << 20 / blockSize
+const maxReach = 1 << 20 / blockSize
 
 // allowance is how many blocks may be guessed now. The caller holds l.mu.
 func (l *live) allowance() int {
@@ -201,41 +201,46 @@ func (g *guess) used(b int) {
 // good reports whether most guesses were right.
 func (g *guess) good() bool { return g.total >= 64 && g.hits*3 >= g.total*2 }
 
-// extend says how far behind end a demand transfer should go on. Reading
-// scattered pieces, a program often comes back for their neighbours, and
-// bytes behind a request cost no round trip. How far is learnt: it grows while
-// guesses are right, and goes to zero for a random reader. The caller holds
-// l.mu.
-func (l *live) extend(end int) int {
+// around says how far a demand transfer of [first, end) should reach beyond it.
+// Reading scattered pieces, a program often comes back for their neighbours,
+// and bytes beside a request cost no round trip. How far is learnt: it grows
+// while guesses are right, and goes to zero for a random reader. The caller
+// holds l.mu.
+func (l *live) around(first, end int) (from, to int) {
 	g := &l.guess
 	if l.c.opts.ReadAhead == 0 || l.pump.bulk {
-		return end
+		return first, end
 	}
-	if g.total >= 16 {
+	if g.total >= 8 {
 		switch {
 		case g.hits*2 > g.total:
-			g.behind = min(g.behind*2, maxBehind)
+			g.reach = min(g.reach*2, maxReach)
 			g.total, g.hits = 0, 0
 		case g.hits*3 < g.total:
-			g.behind /= 2
+			g.reach /= 2
 			g.total, g.hits = 0, 0
 		}
 	}
-	n := g.behind
+	n := g.reach
 	if n == 0 {
 		// Look again now and then whether the reader has changed its ways.
 		if g.skipped++; g.skipped < 16 {
-			return end
+			return first, end
 		}
-		g.skipped, g.behind, n = 0, 1, 1
+		g.skipped, g.reach, n = 0, 1, 1
 	}
-	n = min(n, l.allowance(), l.blocks-end)
-	to := end
-	for to < end+n && !l.covered(to) {
+	n = min(n, l.allowance())
+	from, to = first, end
+	for to < min(end+n, l.blocks) && !l.covered(to) {
 		to++
 	}
+	// What lies before delays what was asked for, so it is less.
+	for from > max(0, first-n/2) && !l.covered(from-1) {
+		from--
+	}
+	g.made(l, from, first)
 	g.made(l, end, to)
-	return to
+	return from, to
 }
 
 // trace is the order in which blocks were first asked for.

@@ -65,7 +65,7 @@ func (l *live) demand(first, end int) error {
 	if l.fetcher == nil {
 		return fmt.Errorf("read %s at %d: %w, and it cannot be fetched now", l.key, int64(first)*blockSize, ErrNotCached)
 	}
-	end = l.extend(end)
+	first, end = l.around(first, end)
 	t := &transfer{live: l, next: first, end: end, first: first, limit: end}
 	l.transfers = append(l.transfers, t)
 	l.c.sched.want(t)

@@ -75,7 +75,7 @@ func (c *Cache) load(e *entry) *live {
 		crc:     make([]atomic.Uint32, n),
 		waiters: map[*waiter]struct{}{}, handles: map[*Object]struct{}{},
 		changed: make(chan struct{}),
-		guess:   guess{open: newBitmap(n), behind: 2},
+		guess:   guess{open: newBitmap(n), reach: 2},
 	}
 	if e.saved {
 		// What cannot be opened, a planted link for one, gives way.

@@ -281,6 +281,7 @@ func TestManyOpenObjects(t *testing.T) {
 		t.Errorf("a File in use was closed: %v", err)
 	}
 	objects[0].Close()
+	c.flushAll()
 	if _, err := f.ReadAt(p, 0); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("the File of a closed object: %v", err)
 	}

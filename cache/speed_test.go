@@ -74,7 +74,7 @@ func TestColdPiecemeal(t *testing.T) {
 		most          float64 // times a plain download
 	}{
 		{128 << 10, 1, 2.5}, // waits for a round trip each time until it is seen
-		{128 << 10, 4, 1.1},
+		{128 << 10, 4, 1.2},
 		{1 << 20, 4, 1.05},
 	} {
 		size, readers := tc.size, tc.readers
