@@ -27,9 +27,10 @@ type Contents struct {
 	// Entries is how many there are, whiteouts included.
 	Entries int
 
-	index bool       // entries of kindIndex are eStargz's own, not the image's
-	list  []byte     // the entries, see appendEntry
-	sums  [][32]byte // SHA-256 of each sumBlock bytes of the data file; nil if Lazy
+	payload int64      // if Lazy, where the files in the blob end
+	index   bool       // an eStargz table ends the layer: it is no file of the image
+	list    []byte     // the entries, see appendEntry
+	sums    [][32]byte // SHA-256 of each sumBlock bytes of the data file; nil if Lazy
 }
 
 // sumBlock is how much of a data file one checksum covers.
@@ -56,6 +57,7 @@ func (c *Contents) MarshalBinary() ([]byte, error) {
 	b = binary.AppendUvarint(b, LayoutVersion)
 	b = appendString(appendString(b, c.Digest), c.DiffID)
 	b = append(b, byte(c.Codec), flag(c.Lazy), flag(c.index))
+	b = binary.AppendUvarint(b, uint64(c.payload))
 	b = binary.AppendUvarint(b, uint64(c.DataSize))
 	b = binary.AppendUvarint(b, uint64(c.Entries))
 	b = binary.AppendUvarint(b, uint64(len(c.sums)))
@@ -92,7 +94,7 @@ func (c *Contents) UnmarshalBinary(b []byte) error {
 	}
 	n := Contents{Digest: d.string(), DiffID: d.string()}
 	n.Codec, n.Lazy, n.index = squash.Codec(d.bytes(1)[0]), d.bytes(1)[0] != 0, d.bytes(1)[0] != 0
-	n.DataSize, n.Entries = d.int64(), int(d.uint32())
+	n.payload, n.DataSize, n.Entries = d.int64(), d.int64(), int(d.uint32())
 	for range d.count(sha256.Size) {
 		n.sums = append(n.sums, [32]byte(d.bytes(sha256.Size)))
 	}

@@ -91,7 +91,7 @@ func (f *flattener) entry(e *entry) error {
 	case kindHardlink:
 		return f.hardlink(e)
 	case kindIndex:
-		if f.contents.index {
+		if f.contents.index || e.name != indexFile {
 			return nil
 		}
 	}

@@ -74,7 +74,9 @@ func newPaperwork(c *Config, opts Options) (*paperwork, error) {
 	// bytes everywhere, so that this is when it was made.
 	delete(p.labels, "org.label-schema.build-date")
 	if !c.Created.IsZero() {
-		p.labels["org.label-schema.build-date"] = c.Created.UTC().Format("Monday_2_January_2006_15:4:5_MST")
+		at := c.Created.UTC()
+		p.labels["org.label-schema.build-date"] = fmt.Sprintf("%s_%d_%s_%d_%d:%d:%d_UTC",
+			at.Weekday(), at.Day(), at.Month(), at.Year(), at.Hour(), at.Minute(), at.Second())
 	}
 	return p, nil
 }

@@ -372,8 +372,8 @@ func (e *entry) sortXattrs() {
 // setFile makes it a regular file.
 func (e *entry) setFile(size int64) {
 	e.kind, e.size = kindFile, size
-	switch e.name {
-	case indexFile, prefetchLandmark, noPrefetchLandmark:
+	switch {
+	case e.name == indexFile, size == 1 && (e.name == prefetchLandmark || e.name == noPrefetchLandmark):
 		e.kind = kindIndex
 	}
 }

@@ -1,0 +1,294 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sylabs/sif/v2/pkg/sif"
+
+	"github.com/sregfs/sregfs/image/squash"
+)
+
+// assemble makes an image of the layers, and its bytes.
+func assemble(t testing.TB, config map[string]any, opts Options, layers ...Layer) (*Image, scanned, []byte) {
+	t.Helper()
+	s := scanLayers(t, layers...)
+	im, err := Assemble(t.Context(), configFor(t, config, layers...), s.contents, opts)
+	if err != nil {
+		t.Fatalf("Assemble: %v", err)
+	}
+	var b bytes.Buffer
+	if err := im.Write(t.Context(), &b, s); err != nil {
+		t.Fatalf("Write: %v", err)
+	}
+	if int64(b.Len()) != im.Size() {
+		t.Fatalf("wrote %d bytes of %d", b.Len(), im.Size())
+	}
+	return im, s, b.Bytes()
+}
+
+func sampleLayers(t testing.TB) []Layer {
+	return []Layer{
+		layer(t, file("a", noise(300_000)), file("dead", noise(5000)), file("c", "c")),
+		layer(t, file("big", noise(1<<20)), file(".wh.dead", ""), hardlink("d", "c")),
+	}
+}
+
+func TestImageIsSIF(t *testing.T) {
+	_, _, b := assemble(t, map[string]any{"Cmd": []string{"x"}, "Labels": map[string]string{"k": "v<"}, "Env": []string{"A=b"}},
+		Options{Source: "docker.io/library/x:1"}, sampleLayers(t)...)
+	f, err := sif.LoadContainer(sif.NewBuffer(b))
+	if err != nil {
+		t.Fatalf("sif: %v", err)
+	}
+	if f.PrimaryArch() != "amd64" || f.DescriptorsTotal() != 48 || f.DescriptorsFree() != 44 || f.DataOffset() != 32176 ||
+		f.LaunchScript() != "#!/usr/bin/env run-singularity\n" || f.DataOffset()+f.DataSize() != int64(len(b)) {
+		t.Errorf("header: %s, %d of %d free, data %d+%d of %d, %q", f.PrimaryArch(), f.DescriptorsFree(), f.DescriptorsTotal(),
+			f.DataOffset(), f.DataSize(), len(b), f.LaunchScript())
+	}
+	var got []string
+	f.WithDescriptors(func(d sif.Descriptor) bool {
+		got = append(got, d.DataType().String()+" "+d.Name())
+		if d.GroupID() != 1 || !d.CreatedAt().IsZero() && d.CreatedAt().Unix() != 0 {
+			t.Errorf("object %d: group %d, made %v", d.ID(), d.GroupID(), d.CreatedAt())
+		}
+		return false
+	})
+	if want := "Def.FILE |JSON.Generic inspect-metadata.json|JSON.Generic oci-config.json|FS "; strings.Join(got, "|") != want {
+		t.Errorf("objects are %q", got)
+	}
+	part, err := f.GetDescriptor(sif.WithPartitionType(sif.PartPrimSys))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fs, _, arch, err := part.PartitionMetadata(); err != nil || fs != sif.FsSquash || arch != "amd64" || part.Offset()%4096 != 0 {
+		t.Errorf("partition: %v, %s at %d, %v", fs, arch, part.Offset(), err)
+	}
+	meta, err := f.GetDescriptor(sif.WithID(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := meta.GetData()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc struct {
+		Data struct{ Attributes map[string]any }
+		Type string
+	}
+	if err := json.Unmarshal(p, &doc); err != nil || doc.Type != "container" {
+		t.Errorf("inspect-metadata.json: %s, %v", p, err)
+	}
+	labels, _ := doc.Data.Attributes["labels"].(map[string]any)
+	if labels["k"] != "v<" || labels["org.label-schema.usage.singularity.deffile.from"] != "docker.io/library/x:1" ||
+		labels["org.label-schema.build-date"] != "Thursday_2_January_2020_3:4:5_UTC" {
+		t.Errorf("labels are %v", labels)
+	}
+}
+
+func TestImageReadAt(t *testing.T) {
+	im, s, want := assemble(t, nil, Options{}, sampleLayers(t)...)
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 500 {
+		off := r.Int64N(im.Size() + 10)
+		p := bytes.Repeat([]byte{0xee}, r.IntN(200_000))
+		n, err := im.ReadAt(t.Context(), s, p, off)
+		rest := want[min(off, im.Size()):]
+		if n != min(len(p), len(rest)) || !bytes.Equal(p[:n], rest[:n]) || (err == io.EOF) != (off >= im.Size() || n < len(p)) {
+			t.Fatalf("ReadAt(%d bytes, %d) = %d, %v; want %d", len(p), off, n, err, min(len(p), len(rest)))
+		}
+	}
+	if _, err := im.ReadAt(t.Context(), s, make([]byte, 1), -1); err == nil || err == io.EOF {
+		t.Errorf("ReadAt(-1) = %v, want an error", err)
+	}
+	// Metadata are there while no layer is.
+	broken := errors.New("not here yet")
+	segs := im.Segments()
+	if len(segs) == 0 {
+		t.Fatal("no segments")
+	}
+	end := int64(0)
+	for _, g := range segs {
+		if g.Offset < end || g.Layer < 0 || g.Layer > 1 {
+			t.Errorf("segment %+v after %d", g, end)
+		}
+		end = g.Offset + g.Length
+		if _, err := im.ReadAt(t.Context(), failingData{broken}, make([]byte, 1), g.Offset); !errors.Is(err, broken) {
+			t.Errorf("ReadAt in a layer = %v, want its error", err)
+		}
+	}
+	last := segs[len(segs)-1]
+	if _, err := im.ReadAt(t.Context(), failingData{broken}, make([]byte, im.Size()-last.Offset-last.Length), last.Offset+last.Length); err != nil {
+		t.Errorf("ReadAt behind the layers = %v", err)
+	}
+	if _, err := im.ReadAt(t.Context(), failingData{broken}, make([]byte, segs[0].Offset), 0); err != nil {
+		t.Errorf("ReadAt before the layers = %v", err)
+	}
+}
+
+type failingData struct{ err error }
+
+func (f failingData) ReadLayer(context.Context, int, []byte, int64) error { return f.err }
+
+func TestImageIsDeterministic(t *testing.T) {
+	layers := sampleLayers(t)
+	_, _, a := assemble(t, nil, Options{Source: "x"}, layers...)
+	_, _, b := assemble(t, nil, Options{Source: "x"}, layers...)
+	if !bytes.Equal(a, b) {
+		t.Error("the same image twice differs")
+	}
+	_, _, c := assemble(t, nil, Options{Source: "y"}, layers...)
+	if bytes.Equal(a[48:64], c[48:64]) {
+		t.Error("two images have one UUID")
+	}
+}
+
+// TestLayoutVersion has the checksum of an image of this layout version. A
+// change of the bytes needs another version, or caches would mix both.
+func TestLayoutVersion(t *testing.T) {
+	plain := archive(t, file("a", strings.Repeat("a", 200_000)), file("b", strings.Repeat("\x00", 200_000)), symlink("l", "a"), hardlink("h", "a"))
+	_, _, b := assemble(t, map[string]any{"Cmd": []string{"x"}}, Options{Source: "x"}, layerOf(plain, plain))
+	got := sha(b)
+	if want := map[int]string{101: layoutSum101}[LayoutVersion]; got != want {
+		t.Errorf("layout version %d makes %s, not %s", LayoutVersion, got, want)
+	}
+}
+
+func TestWriteFile(t *testing.T) {
+	im, s, want := assemble(t, nil, Options{}, sampleLayers(t)...)
+	dir := t.TempDir()
+	var files []*os.File
+	for _, d := range s.data {
+		f, err := os.CreateTemp(dir, "data")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.Write(d.Bytes()); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	path := filepath.Join(dir, "image")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("old"), 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := im.WriteFile(t.Context(), f, files); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the file differs (%v)", err)
+	}
+	if err := files[0].Truncate(10); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.WriteFile(t.Context(), f, files); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("WriteFile from a short data file = %v", err)
+	}
+	if err := im.WriteFile(t.Context(), f, files[:1]); err == nil {
+		t.Error("WriteFile without a data file: no error")
+	}
+}
+
+func TestAssembleRefuses(t *testing.T) {
+	layers := sampleLayers(t)
+	s := scanLayers(t, layers...)
+	good := configFor(t, nil, layers...)
+	cases := map[string]struct {
+		config []byte
+		layers []*Contents
+	}{
+		"no JSON":          {[]byte("{"), s.contents},
+		"a layer too few":  {good, s.contents[:1]},
+		"another order":    {good, []*Contents{s.contents[1], s.contents[0]}},
+		"a huge config":    {append(good, bytes.Repeat([]byte(" "), maxConfig)...), s.contents},
+		"Env is a number":  {bytes.Replace(good, []byte(`"config":null`), []byte(`"config":{"Env":1}`), 1), s.contents},
+		"config is a list": {bytes.Replace(good, []byte(`"config":null`), []byte(`"config":[]`), 1), s.contents},
+	}
+	for name, c := range cases {
+		if _, err := Assemble(t.Context(), c.config, c.layers, Options{}); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: Assemble = %v, want ErrCorrupt", name, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Assemble(ctx, good, s.contents, Options{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: Assemble = %v", err)
+	}
+}
+
+func TestZstdDataIsSmaller(t *testing.T) {
+	l := layer(t, file("a", strings.Repeat("hello ", 1<<18)))
+	var data bytes.Buffer
+	c, err := Scan(t.Context(), l, ScanOptions{Codec: squash.Zstd}, &data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	im, err := Assemble(t.Context(), configFor(t, nil, l), []*Contents{c}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data.Len() > 1<<14 || im.Size() > 1<<17 || c.DataKey() == DataKey(l.DiffID, squash.Plain) {
+		t.Errorf("data %d, image %d bytes, key %s", data.Len(), im.Size(), c.DataKey())
+	}
+}
+
+func TestEstimate(t *testing.T) {
+	plain := archive(t, file("a", strings.Repeat("text ", 1<<20)))
+	annotated := layerOf(gzipped(plain), plain)
+	annotated.Annotations = map[string]string{uncompressedBytes: "1000000"}
+	tarred := layerOf(plain, plain)
+	tarred.MediaType = "application/vnd.oci.image.layer.v1.tar"
+	broken := layerOf(gzipped(plain), plain)
+	broken.ReadRange = func(context.Context, int64, int64) (io.ReadCloser, error) { return nil, errors.New("no") }
+	star, _, _ := lazyLayer(t, "estargz", 1<<20, file("a", noise(1<<20)))
+	cases := map[string]struct {
+		layer Layer
+		want  int64
+	}{
+		"gzip":      {layerOf(gzipped(plain), plain), int64(len(plain))},
+		"annotated": {annotated, 1_000_000},
+		"plain":     {tarred, int64(len(plain))},
+		"zstd":      {layerOf(zstded(plain), plain), int64(len(zstded(plain))) * 5 / 2},
+		"estargz":   {star, star.Size * 5 / 2},
+		"broken":    {broken, broken.Size * 5 / 2},
+	}
+	for name, c := range cases {
+		got, err := Estimate(t.Context(), []Layer{c.layer})
+		if low, high := c.want, c.want+c.want/100+100_000; err != nil || got < low || got > high || got%4096 != 0 {
+			t.Errorf("%s: Estimate = %d, %v; want %d to %d", name, got, err, low, high)
+		}
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte(`{"config":{"Env":["A=b","PATH=x","B"],"Entrypoint":["a","b'c"],"Cmd":"x","Labels":{"a":"b"}},"rootfs":{"diff_ids":[]}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		c, err := ParseConfig(raw)
+		if err != nil || len(c.DiffIDs) > 0 {
+			return
+		}
+		im, err := Assemble(t.Context(), raw, nil, Options{Source: string(raw)})
+		if err != nil {
+			t.Fatalf("Assemble: %v", err)
+		}
+		if _, err := im.ReadAt(t.Context(), scanned{}, make([]byte, im.Size()), 0); err != nil {
+			t.Errorf("ReadAt: %v", err)
+		}
+	})
+}
+
+const layoutSum101 = "sha256:c67d7b810bdb2433b66915664c54d8c70613872f8b3fbaee22dfa6f094ead930"

@@ -1,0 +1,375 @@
+package oci
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"slices"
+	"sort"
+	"sync"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+const (
+	// maxUnit is the most that one compressed stream of a lazy layer may take.
+	maxUnit = 2 * maxChunk
+	// maxRequest is how much is fetched by one request, unless one stream is
+	// larger.
+	maxRequest = 8 << 20
+	// maxInflated is how much one request may become.
+	maxInflated = 16 << 20
+	// heldBytes is how much of what was inflated a Lazy keeps, so that a large
+	// chunk that is read in small pieces is fetched once.
+	heldBytes = 8 << 20
+)
+
+// Lazy is the data file of a layer whose Contents came from ScanTOC. It fetches
+// the compressed ranges that a read needs, no more, and checks each chunk
+// before it gives one byte of it out. It is safe for concurrent use; two reads
+// of one chunk fetch it once. It keeps some megabytes in memory and nothing on
+// disk: what is to be kept, the caller's cache keeps.
+type Lazy struct {
+	layer  Layer
+	size   int64
+	chunks []lazyChunk // by place in the data file
+	units  []unit      // by place in the blob
+	put    func(off int64, p []byte)
+
+	mu    sync.Mutex
+	held  map[int]*inflated
+	order []int // of held, the longest unused first
+	bytes int64
+}
+
+// lazyChunk is a chunk and its place in the data file.
+type lazyChunk struct {
+	chunk
+	at   int64
+	unit int // -1: zeros
+}
+
+// unit is one compressed stream, which holds one chunk or several small ones.
+type unit struct {
+	offset, end int64
+	size        int64 // inflated, as far as it is chunks
+	chunks      []int // in the order of the stream
+}
+
+// inflated is a unit that is in memory, or on its way.
+type inflated struct {
+	done chan struct{}
+	data map[int][]byte // by chunk
+	err  error
+}
+
+// NewLazy returns the data file of the layer. put, which may be nil, is given
+// every chunk that was fetched and checked, with its offset in the data file,
+// also those parts that nobody asked for yet; it must not keep or change p.
+// It may be called concurrently.
+func NewLazy(layer Layer, c *Contents, put func(off int64, p []byte)) (*Lazy, error) {
+	if !c.Lazy || layer.ReadRange == nil {
+		return nil, &LayerError{Layer: layer.Digest, Err: ErrNoTOC}
+	}
+	z := &Lazy{layer: layer, size: c.DataSize, put: put, held: map[int]*inflated{}}
+	d := decoder{b: c.list}
+	var e entry
+	for d.entry(&e) {
+		at := e.offset
+		for _, k := range e.chunks {
+			z.chunks = append(z.chunks, lazyChunk{chunk: k, at: at, unit: -1})
+			at += k.size
+		}
+	}
+	if d.err != nil {
+		return nil, &LayerError{Layer: layer.Digest, Err: d.err}
+	}
+	if err := z.index(c.payload); err != nil {
+		return nil, &LayerError{Layer: layer.Digest, Err: err}
+	}
+	return z, nil
+}
+
+// index finds the compressed streams. One ends where the next begins, if the
+// table does not say.
+func (z *Lazy) index(payload int64) error {
+	byBlob := make([]int, 0, len(z.chunks))
+	for i, c := range z.chunks {
+		if !c.zeros {
+			byBlob = append(byBlob, i)
+		}
+	}
+	slices.SortFunc(byBlob, func(i, j int) int {
+		a, b := z.chunks[i], z.chunks[j]
+		return cmp.Or(cmp.Compare(a.offset, b.offset), cmp.Compare(a.inner, b.inner), cmp.Compare(i, j))
+	})
+	for _, i := range byBlob {
+		c := &z.chunks[i]
+		if n := len(z.units); n == 0 || z.units[n-1].offset != c.offset {
+			if n > 0 && z.units[n-1].end == 0 {
+				z.units[n-1].end = c.offset
+			}
+			z.units = append(z.units, unit{offset: c.offset, end: c.end})
+		}
+		u := len(z.units) - 1
+		c.unit = u
+		z.units[u].chunks = append(z.units[u].chunks, i)
+		z.units[u].size += c.size
+	}
+	if n := len(z.units); n > 0 && z.units[n-1].end == 0 {
+		z.units[n-1].end = payload
+	}
+	for _, u := range z.units {
+		if u.end <= u.offset || u.end > payload {
+			return corrupt("a chunk from %d to %d of the blob's %d", u.offset, u.end, payload)
+		}
+		if u.end-u.offset > maxUnit {
+			return unsupported("a chunk of %d compressed bytes", u.end-u.offset)
+		}
+	}
+	return nil
+}
+
+// Size is the data file's length.
+func (z *Lazy) Size() int64 { return z.size }
+
+// Bounds widens a range of the data file to the chunks that it touches: what
+// must be fetched for it anyway.
+func (z *Lazy) Bounds(off, n int64) (from, to int64) {
+	from, to = off, min(off+n, z.size)
+	for _, at := range []int64{off, to - 1} {
+		if i := z.find(at); i < len(z.chunks) && z.chunks[i].at <= at {
+			from = min(from, z.chunks[i].at)
+			to = max(to, z.chunks[i].at+z.chunks[i].size)
+		}
+	}
+	return from, to
+}
+
+// find returns the first chunk that ends behind at.
+func (z *Lazy) find(at int64) int {
+	return sort.Search(len(z.chunks), func(i int) bool { return z.chunks[i].at+z.chunks[i].size > at })
+}
+
+// Fetch returns a reader of the n bytes from off. What it must fetch, it
+// fetches as it is read; ctx holds until it is closed. Errors are *LayerError,
+// those of chunks that do not match their checksums wrap ErrCorrupt.
+func (z *Lazy) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if off < 0 || n < 0 || off > z.size || n > z.size-off {
+		return nil, &LayerError{Layer: z.layer.Digest, Err: errors.New("range outside the data")}
+	}
+	return &lazyReader{z: z, ctx: ctx, at: off, end: off + n, next: z.find(off), unit: -1}, nil
+}
+
+// lazyReader reads a range in order.
+type lazyReader struct {
+	z       *Lazy
+	ctx     context.Context
+	at, end int64
+	next    int // the chunk at or behind at
+	unit    int // that data is of
+	data    map[int][]byte
+}
+
+// Close lets go of what the reader holds.
+func (r *lazyReader) Close() error {
+	r.data, r.at = nil, r.end
+	return nil
+}
+
+// Read gives bytes that were checked.
+func (r *lazyReader) Read(p []byte) (int, error) {
+	if r.at >= r.end {
+		return 0, io.EOF
+	}
+	p = p[:min(int64(len(p)), r.end-r.at)]
+	z := r.z
+	for r.next < len(z.chunks) && z.chunks[r.next].at+z.chunks[r.next].size <= r.at {
+		r.next++
+	}
+	if r.next == len(z.chunks) {
+		return r.zeros(p), nil
+	}
+	c := &z.chunks[r.next]
+	switch {
+	case r.at < c.at: // alignment
+		return r.zeros(p[:min(int64(len(p)), c.at-r.at)]), nil
+	case c.zeros:
+		return r.zeros(p[:min(int64(len(p)), c.at+c.size-r.at)]), nil
+	}
+	if r.unit != c.unit {
+		data, err := z.load(r.ctx, c.unit, z.wanted(r.next, r.end))
+		if err != nil {
+			if r.ctx.Err() != nil {
+				err = context.Cause(r.ctx)
+			}
+			return 0, &LayerError{Layer: z.layer.Digest, Err: err}
+		}
+		r.unit, r.data = c.unit, data
+	}
+	n := copy(p, r.data[r.next][r.at-c.at:])
+	r.at += int64(n)
+	return n, nil
+}
+
+func (r *lazyReader) zeros(p []byte) int {
+	clear(p)
+	r.at += int64(len(p))
+	return len(p)
+}
+
+// wanted is how many units in a row, from that of the chunk on, a read up to
+// end needs, as far as one request may fetch.
+func (z *Lazy) wanted(i int, end int64) int {
+	first := z.chunks[i].unit
+	last, size := first, z.units[first].size
+	for ; i < len(z.chunks) && z.chunks[i].at < end; i++ {
+		u := z.chunks[i].unit
+		if u < 0 || u == last {
+			continue
+		}
+		if u != last+1 || z.units[u].offset != z.units[last].end || z.units[u].end-z.units[first].offset > maxRequest ||
+			size+z.units[u].size > maxInflated {
+			break
+		}
+		last, size = u, size+z.units[u].size
+	}
+	return last - first + 1
+}
+
+// load returns the chunks of unit u, and fetches up to n units with it.
+func (z *Lazy) load(ctx context.Context, u, n int) (map[int][]byte, error) {
+	for {
+		z.mu.Lock()
+		h := z.held[u]
+		if h == nil {
+			mine := []*inflated{}
+			for k := u; k < u+n && z.held[k] == nil; k++ {
+				h := &inflated{done: make(chan struct{})}
+				z.held[k] = h
+				mine = append(mine, h)
+			}
+			z.mu.Unlock()
+			z.fetch(ctx, u, mine)
+			return mine[0].data, mine[0].err
+		}
+		if i := slices.Index(z.order, u); i >= 0 {
+			z.order = append(slices.Delete(z.order, i, i+1), u)
+		}
+		z.mu.Unlock()
+		select {
+		case <-h.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		// Someone else's reader may have been given up; ours has not.
+		if h.err == nil || ctx.Err() != nil || !errors.Is(h.err, context.Canceled) {
+			return h.data, h.err
+		}
+	}
+}
+
+// fetch fills in the units from u on, which nobody else works at.
+func (z *Lazy) fetch(ctx context.Context, u int, mine []*inflated) {
+	raw, err := readRange(ctx, z.layer, z.units[u].offset, z.units[u+len(mine)-1].end-z.units[u].offset)
+	for i, h := range mine {
+		unit := z.units[u+i]
+		if err == nil {
+			from := unit.offset - z.units[u].offset
+			h.data, h.err = z.inflate(unit, raw[from:from+unit.end-unit.offset])
+		} else {
+			h.err = err
+		}
+		z.settle(u+i, h)
+	}
+}
+
+// settle tells who waits for the unit, and makes room.
+func (z *Lazy) settle(u int, h *inflated) {
+	z.mu.Lock()
+	if h.err != nil {
+		delete(z.held, u)
+	} else {
+		z.order = append(z.order, u)
+		z.bytes += h.bytes()
+		for z.bytes > heldBytes && len(z.order) > 1 {
+			old := z.order[0]
+			z.order = z.order[1:]
+			z.bytes -= z.held[old].bytes()
+			delete(z.held, old)
+		}
+	}
+	z.mu.Unlock()
+	close(h.done)
+	if h.err == nil && z.put != nil {
+		for i, p := range h.data {
+			z.put(z.chunks[i].at, p)
+		}
+	}
+}
+
+func (h *inflated) bytes() (n int64) {
+	for _, p := range h.data {
+		n += int64(len(p))
+	}
+	return n
+}
+
+// Decompressors are costly to make for a file of some kilobytes.
+var (
+	gzipPool sync.Pool // *gzip.Reader
+	zstdPool sync.Pool // *zstd.Decoder
+)
+
+// inflate decompresses a unit and checks its chunks.
+func (z *Lazy) inflate(u unit, raw []byte) (map[int][]byte, error) {
+	var r io.Reader
+	if bytes.HasPrefix(raw, []byte{0x1f, 0x8b}) {
+		g, _ := gzipPool.Get().(*gzip.Reader)
+		if g == nil {
+			g = new(gzip.Reader)
+		}
+		if err := g.Reset(bytes.NewReader(raw)); err != nil {
+			return nil, decompressError(err)
+		}
+		defer gzipPool.Put(g)
+		r = g
+	} else {
+		d, _ := zstdPool.Get().(*zstd.Decoder)
+		if d == nil {
+			var err error
+			if d, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxUnit)); err != nil {
+				return nil, err
+			}
+		}
+		if err := d.Reset(bytes.NewReader(raw)); err != nil {
+			return nil, decompressError(err)
+		}
+		defer zstdPool.Put(d)
+		r = d
+	}
+	out := make(map[int][]byte, len(u.chunks))
+	at := int64(0)
+	for _, i := range u.chunks {
+		c := &z.chunks[i]
+		if c.inner < at {
+			return nil, corrupt("chunks that overlap")
+		}
+		if _, err := io.CopyN(io.Discard, r, c.inner-at); err != nil {
+			return nil, decompressError(err)
+		}
+		p := make([]byte, c.size)
+		if _, err := io.ReadFull(r, p); err != nil {
+			return nil, decompressError(err)
+		}
+		if sha256.Sum256(p) != c.sum {
+			return nil, corrupt("a chunk does not match its checksum")
+		}
+		out[i], at = p, c.inner+c.size
+	}
+	return out, nil
+}

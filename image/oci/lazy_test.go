@@ -1,0 +1,386 @@
+package oci
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/sregfs/sregfs/image/squash"
+)
+
+// lazyLayer is a layer in one of the lazy formats, made by the library that
+// defined the first of them. requests counts the ranges that are asked for.
+func lazyLayer(t testing.TB, format string, chunkSize int, members ...member) (l Layer, requests *atomic.Int64, fetched *atomic.Int64) {
+	t.Helper()
+	plain := archive(t, members...)
+	opts := []estargz.Option{estargz.WithChunkSize(chunkSize)}
+	metadata := map[string]string{}
+	switch format {
+	case "estargz":
+		opts = append(opts, estargz.WithCompressionLevel(gzip.BestSpeed))
+	case "estargz, packed":
+		opts = append(opts, estargz.WithMinChunkSize(50_000))
+	case "zstd:chunked":
+		opts = append(opts, estargz.WithCompression(&zstdCompression{
+			&zstdchunked.Compressor{CompressionLevel: zstd.SpeedFastest, Metadata: metadata}, &zstdchunked.Decompressor{}}))
+	default:
+		t.Fatalf("no such format: %s", format)
+	}
+	blob, err := estargz.Build(io.NewSectionReader(bytes.NewReader(plain), 0, int64(len(plain))), opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blob.Close()
+	b, err := io.ReadAll(blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l = layerOf(b, nil)
+	l.DiffID = blob.DiffID().String()
+	l.Annotations = map[string]string{tocDigest: blob.TOCDigest().String()}
+	if format == "zstd:chunked" {
+		// As skopeo and podman write it.
+		l.Annotations = metadata
+	}
+	requests, fetched = new(atomic.Int64), new(atomic.Int64)
+	read := l.ReadRange
+	l.ReadRange = func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+		requests.Add(1)
+		fetched.Add(n)
+		return read(ctx, off, n)
+	}
+	return l, requests, fetched
+}
+
+type zstdCompression struct {
+	*zstdchunked.Compressor
+	*zstdchunked.Decompressor
+}
+
+var lazyFormats = []string{"estargz", "estargz, packed", "zstd:chunked"}
+
+func lazyMembers() []member {
+	out := []member{folder("d").with(func(h *tar.Header) { h.Mode = 0o1777 }),
+		file("d/large", noise(700_017)), file("d/x", "x").with(func(h *tar.Header) {
+			h.Mode, h.Uid, h.Gid = 0o4755, 7, 8
+			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x01\xff\x00", "SCHILY.xattr.user.a": "b"}
+		}), symlink("l", "d"), hardlink("h", "d/x"), fifo("f"), file("empty", ""), file("d/.wh.gone", ""), file("o/.wh..wh..opq", ""),
+		{Header: tar.Header{Name: "null", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 3}}}
+	for i := range 40 {
+		out = append(out, file(fmt.Sprintf("many/%d", i), noise(i*97)))
+	}
+	return out
+}
+
+// TestTOCEqualsScan reads the same layer both ways.
+func TestTOCEqualsScan(t *testing.T) {
+	below := layer(t, file("d/gone", "1"), file("o/gone", "2"), file("kept", "3"))
+	for _, format := range lazyFormats {
+		t.Run(format, func(t *testing.T) {
+			l, requests, _ := lazyLayer(t, format, 100_000, lazyMembers()...)
+			s := scanLayers(t, below, l)
+			tr := newTree(squash.Inode{})
+			if err := flatten(t.Context(), tr, s.contents); err != nil {
+				t.Fatal(err)
+			}
+			want := s.describe(t, tr.root)
+
+			requests.Store(0)
+			c, err := ScanTOC(t.Context(), l, Limits{})
+			if err != nil {
+				t.Fatalf("ScanTOC: %v", err)
+			}
+			if n := requests.Load(); n != 1 {
+				t.Errorf("%d requests for a small table of contents, want 1", n)
+			}
+			b, err := c.MarshalBinary()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var stored Contents
+			if err := stored.UnmarshalBinary(b); err != nil || !reflect.DeepEqual(&stored, c) {
+				t.Errorf("stored contents differ (%v)", err)
+			}
+			z, err := NewLazy(l, &stored, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data := readLazy(t, z, 0, z.Size())
+			s = scanned{[]*Contents{s.contents[0], c}, []*bytes.Buffer{s.data[0], bytes.NewBuffer(data)}}
+			tr = newTree(squash.Inode{})
+			if err := flatten(t.Context(), tr, s.contents); err != nil {
+				t.Fatal(err)
+			}
+			got := s.describe(t, tr.root)
+			for _, name := range slices.Sorted(maps.Keys(want)) {
+				if got[name] != want[name] {
+					t.Errorf("%s = %.200s, want %.200s", name, got[name], want[name])
+				}
+			}
+			if len(got) != len(want) {
+				t.Errorf("%d entries, want %d", len(got), len(want))
+			}
+		})
+	}
+}
+
+func readLazy(t testing.TB, z *Lazy, off, n int64) []byte {
+	t.Helper()
+	r, err := z.Fetch(t.Context(), off, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p, err := io.ReadAll(r)
+	if err != nil || int64(len(p)) != n {
+		t.Fatalf("Fetch(%d, %d): %d bytes, %v", off, n, len(p), err)
+	}
+	return p
+}
+
+func TestLazyReads(t *testing.T) {
+	for _, format := range lazyFormats {
+		t.Run(format, func(t *testing.T) {
+			l, _, _ := lazyLayer(t, format, 100_000, lazyMembers()...)
+			c, err := ScanTOC(t.Context(), l, Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var mu sync.Mutex
+			kept := map[int64]int{}
+			var whole []byte
+			z, err := NewLazy(l, c, func(off int64, p []byte) {
+				mu.Lock()
+				defer mu.Unlock()
+				kept[off] = len(p)
+				if whole != nil && !bytes.Equal(whole[off:][:len(p)], p) {
+					t.Errorf("put at %d differs", off)
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := readLazy(t, z, 0, z.Size())
+			mu.Lock()
+			whole = all
+			n := 0
+			for _, k := range kept {
+				n += k
+			}
+			mu.Unlock()
+			if want := len(strings.Join(bodies(lazyMembers()), "")); n != want {
+				t.Errorf("put got %d bytes, want %d", n, want)
+			}
+			var wg sync.WaitGroup
+			for i := range 4 {
+				wg.Go(func() {
+					rnd := rand.New(rand.NewPCG(1, uint64(i)))
+					for range 20 {
+						off := rnd.Int64N(z.Size())
+						n := rnd.Int64N(min(z.Size()-off, 300_000) + 1)
+						if got := readLazy(t, z, off, n); !bytes.Equal(got, whole[off:off+n]) {
+							t.Errorf("range %d+%d differs", off, n)
+						}
+					}
+				})
+			}
+			wg.Wait()
+		})
+	}
+}
+
+func bodies(members []member) (out []string) {
+	for _, m := range members {
+		out = append(out, m.body)
+	}
+	return out
+}
+
+// TestLazyFetchesOnce reads a chunk in small pieces, and two at once.
+func TestLazyFetchesOnce(t *testing.T) {
+	l, requests, fetched := lazyLayer(t, "estargz", 1<<20, file("a", noise(1<<20)), file("b", noise(5000)), file("c", noise(1<<20)))
+	c, err := ScanTOC(t.Context(), l, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	z, err := NewLazy(l, c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	requests.Store(0)
+	fetched.Store(0)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for off := int64(0); off < 1<<20; off += 64 << 10 {
+				readLazy(t, z, off, 64<<10)
+			}
+		})
+	}
+	wg.Wait()
+	if n, b := requests.Load(), fetched.Load(); n != 1 || b > 1<<20+1<<14 {
+		t.Errorf("%d requests of %d bytes for a chunk of 1 MiB, want 1", n, b)
+	}
+	if from, to := z.Bounds(10, 10); from != 0 || to != 1<<20 {
+		t.Errorf("Bounds = %d, %d; want the chunk", from, to)
+	}
+	requests.Store(0)
+	readLazy(t, z, 0, z.Size())
+	if n := requests.Load(); n != 1 {
+		t.Errorf("%d requests for neighbours, want 1", n)
+	}
+}
+
+func TestTOCRefuses(t *testing.T) {
+	l, _, _ := lazyLayer(t, "estargz", 1<<20, file("a", "x"))
+	with := func(change func(*Layer)) Layer {
+		c := l
+		c.Annotations = maps.Clone(l.Annotations)
+		change(&c)
+		return c
+	}
+	odd, _, _ := lazyLayer(t, "estargz", 1<<20, file("\xff", "x"))
+	cases := map[string]struct {
+		layer Layer
+		kind  error
+	}{
+		"ordinary layer":       {layer(t, file("a", "x")), ErrNoTOC},
+		"ordinary, but pinned": {func() Layer { o := layer(t, file("a", "x")); o.Annotations = l.Annotations; return o }(), ErrNoTOC},
+		"not pinned":           {with(func(l *Layer) { l.Annotations = nil }), ErrNoTOC},
+		"no ranges":            {with(func(l *Layer) { l.ReadRange = nil }), ErrNoTOC},
+		"name not UTF-8":       {odd, ErrNoTOC},
+		"another table":        {with(func(l *Layer) { l.Annotations[tocDigest] = sha(nil) }), ErrCorrupt},
+		"no digest": {with(func(l *Layer) {
+			l.Annotations = map[string]string{chunkedSum: "x", chunkedPlace: "0:10:10:1"}
+		}), ErrUnsupported},
+		"place outside": {with(func(l *Layer) {
+			l.Annotations = map[string]string{chunkedSum: sha(nil), chunkedPlace: "0:99999999:10:1"}
+		}), ErrCorrupt},
+		"place is no number": {with(func(l *Layer) {
+			l.Annotations = map[string]string{chunkedSum: sha(nil), chunkedPlace: "x:1:10:1"}
+		}), ErrCorrupt},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			_, err := ScanTOC(t.Context(), c.layer, Limits{})
+			if !errors.Is(err, c.kind) {
+				t.Errorf("ScanTOC = %v, want %v", err, c.kind)
+			}
+		})
+	}
+}
+
+// TestTOCEntriesRefused feeds tables that no builder makes.
+func TestTOCEntriesRefused(t *testing.T) {
+	sum := strings.Repeat("0", 64)
+	cases := map[string]struct {
+		entries string
+		kind    error
+	}{
+		"no JSON":             {`{`, ErrCorrupt},
+		"another version":     {``, ErrNoTOC},
+		"chunk of no file":    {`{"type":"chunk","chunkSize":1}`, ErrCorrupt},
+		"file without end":    {`{"type":"reg","name":"a","size":9,"chunkSize":5,"chunkDigest":"sha256:` + sum + `"}`, ErrCorrupt},
+		"chunk beyond":        {`{"type":"reg","name":"a","size":4,"chunkSize":5,"chunkDigest":"sha256:` + sum + `"}`, ErrCorrupt},
+		"no checksum":         {`{"type":"reg","name":"a","size":4,"offset":1}`, ErrNoTOC},
+		"huge chunk":          {`{"type":"reg","name":"a","size":99999999,"digest":"sha256:` + sum + `"}`, ErrNoTOC},
+		"negative size":       {`{"type":"reg","name":"a","size":-4}`, ErrCorrupt},
+		"negative offset":     {`{"type":"reg","name":"a","size":4,"offset":-1,"digest":"sha256:` + sum + `"}`, ErrCorrupt},
+		"unknown type":        {`{"type":"door","name":"a"}`, ErrNoTOC},
+		"owner":               {`{"type":"dir","name":"a","uid":-1}`, ErrCorrupt},
+		"time":                {`{"type":"dir","name":"a","modtime":"noon"}`, ErrCorrupt},
+		"replaced characters": {`{"type":"dir","name":"\ud800"}`, ErrNoTOC},
+		"more than the limit": {`{"type":"reg","name":"a","size":9999999999999,"chunkType":"zeros"}`, ErrUnsupported},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := &tocScanner{limits: Limits{}.withDefaults()}
+			text := `{"version":1,"entries":[` + c.entries + `]}`
+			if c.entries == "" {
+				text = `{"version":2}`
+			}
+			if err := s.decode(t.Context(), strings.NewReader(text)); !errors.Is(err, c.kind) {
+				t.Errorf("decode = %v, want %v", err, c.kind)
+			}
+		})
+	}
+}
+
+func TestLazyCorruptChunk(t *testing.T) {
+	for _, format := range lazyFormats {
+		l, _, _ := lazyLayer(t, format, 1<<20, file("a", noise(100_000)), file("b", noise(200_000)))
+		c, err := ScanTOC(t.Context(), l, Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		read := l.ReadRange
+		l.ReadRange = func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+			body, err := read(ctx, off, n)
+			if err != nil {
+				return nil, err
+			}
+			p, err := io.ReadAll(body)
+			p[len(p)/2] ^= 1
+			return io.NopCloser(bytes.NewReader(p)), err
+		}
+		z, err := NewLazy(l, c, func(int64, []byte) { t.Error("a corrupt chunk was handed over") })
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := z.Fetch(t.Context(), 0, 100_000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, err := io.ReadAll(r); !errors.Is(err, ErrCorrupt) || len(p) > 0 {
+			t.Errorf("%s: %d bytes, %v; want none and ErrCorrupt", format, len(p), err)
+		}
+		broken := errors.New("gone")
+		l.ReadRange = func(context.Context, int64, int64) (io.ReadCloser, error) { return nil, broken }
+		if z, err = NewLazy(l, c, nil); err != nil {
+			t.Fatal(err)
+		}
+		if r, err = z.Fetch(t.Context(), 0, 1); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Read(make([]byte, 1)); !errors.Is(err, broken) || errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: Read = %v, want the layer's own error", format, err)
+		}
+	}
+}
+
+func FuzzTOC(f *testing.F) {
+	f.Add([]byte(`{"version":1,"entries":[{"type":"reg","name":"a","size":5,"offset":3,"chunkSize":2,"chunkDigest":"sha256:` + strings.Repeat("0", 64) +
+		`"},{"type":"chunk","name":"a","offset":9,"chunkOffset":2,"chunkDigest":"sha256:` + strings.Repeat("1", 64) + `"},{"type":"hardlink","name":"b","linkName":"a"}]}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s := &tocScanner{limits: Limits{Entries: 1000, Logical: 1 << 30, Ratio: 1, Slack: 1}}
+		if s.decode(t.Context(), bytes.NewReader(text)) != nil {
+			return
+		}
+		l := Layer{ReadRange: func(_ context.Context, off, n int64) (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(make([]byte, n))), nil
+		}}
+		z, err := NewLazy(l, &Contents{Lazy: true, DataSize: s.data, payload: 1 << 20, list: s.list}, nil)
+		if err != nil {
+			return
+		}
+		if r, err := z.Fetch(t.Context(), 0, min(z.Size(), 1<<20)); err == nil {
+			io.Copy(io.Discard, r)
+		}
+	})
+}
