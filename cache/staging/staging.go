@@ -337,7 +337,7 @@ func parseJournal(id string, b []byte) (Meta, error) {
 		return Meta{}, errors.New("not this file's journal")
 	}
 	switch j.State {
-	case Writing, Ready, Uploading, Failed, discarded:
+	case Writing, Ready, Uploading, Failed, Acknowledged, discarded:
 		return j.Meta, nil
 	}
 	return Meta{}, fmt.Errorf("unknown state %q", j.State)
