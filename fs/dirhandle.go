@@ -19,6 +19,7 @@ type dirHandle struct {
 	n *dirNode
 
 	mu      sync.Mutex
+	loaded  bool
 	entries []fuse.DirEntry
 	images  map[string]backends.Image // by listed name
 	pos     int
@@ -30,16 +31,15 @@ var (
 	_ fusefs.FileSeekdirer    = (*dirHandle)(nil)
 )
 
+// OpendirHandle asks nobody: df and cd open directories that they do not read.
 func (n *dirNode) OpendirHandle(ctx context.Context, flags uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
-	h := &dirHandle{n: n}
-	if err := h.load(ctx); err != nil {
-		return nil, 0, n.tree.fail("list", n.path(""), err)
-	}
-	return h, 0, 0
+	return &dirHandle{n: n}, 0, 0
 }
 
+// load takes the snapshot. It is called with h.mu held.
 func (h *dirHandle) load(ctx context.Context) error {
 	n := h.n
+	h.entries, h.loaded = nil, false
 	h.images = map[string]backends.Image{}
 	add := func(name string, mode uint32) {
 		h.entries = append(h.entries, fuse.DirEntry{Name: name, Mode: mode,
@@ -68,12 +68,18 @@ func (h *dirHandle) load(ctx context.Context) error {
 		}
 		delete(h.images, name)
 	}
+	h.loaded = true
 	return nil
 }
 
 func (h *dirHandle) Readdirent(ctx context.Context) (*fuse.DirEntry, syscall.Errno) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !h.loaded {
+		if err := h.load(ctx); err != nil {
+			return nil, h.n.tree.fail("list", h.n.path(""), err)
+		}
+	}
 	if h.pos >= len(h.entries) {
 		return nil, 0
 	}
@@ -85,15 +91,10 @@ func (h *dirHandle) Readdirent(ctx context.Context) (*fuse.DirEntry, syscall.Err
 func (h *dirHandle) Seekdir(ctx context.Context, off uint64) syscall.Errno {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if off > uint64(len(h.entries)) {
+	if off == 0 {
+		h.loaded = false // rewinddir(3) shows the directory as it is now
+	} else if off > uint64(len(h.entries)) {
 		return syscall.EINVAL
-	}
-	if off == 0 && h.pos > 0 {
-		// rewinddir(3) shows the directory as it is now.
-		h.entries = nil
-		if err := h.load(ctx); err != nil {
-			return h.n.tree.fail("list", h.n.path(""), err)
-		}
 	}
 	h.pos = int(off)
 	return 0

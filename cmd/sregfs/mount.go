@@ -57,7 +57,7 @@ func (c *mountCmd) Run(ctx context.Context, e *environment) error {
 }
 
 func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error)) error {
-	if err := checkMountPoint(ctx, c.Dir, e.log); err != nil {
+	if err := checkMountPoint(c.Dir, e.log); err != nil {
 		return err
 	}
 	allowOther := c.AllowOther

@@ -73,15 +73,15 @@ func ourMount(path string) string {
 
 // checkMountPoint says in one sentence why dir cannot be mounted on. A dead
 // mount that a crash left there is taken away.
-func checkMountPoint(ctx context.Context, dir string, log *slog.Logger) error {
-	info, err := os.Stat(dir)
-	if errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.EACCES) && ourMount(dir) == dir && !answers(dir) {
+func checkMountPoint(dir string, log *slog.Logger) error {
+	// Attributes may still be cached; only reading asks whoever serves it.
+	if _, err := os.ReadDir(dir); errors.Is(err, syscall.ENOTCONN) {
 		log.Warn("replacing a dead mount", "mount", dir)
 		if err := detach(dir); err != nil {
 			return fmt.Errorf("take away the dead mount at %s: %w", dir, err)
 		}
-		info, err = os.Stat(dir)
 	}
+	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("mount point %s does not exist; make it with: mkdir -p %s", dir, dir)
@@ -97,12 +97,6 @@ func checkMountPoint(ctx context.Context, dir string, log *slog.Logger) error {
 		return fmt.Errorf("mount point %s is not empty; what is in it would be hidden", dir)
 	}
 	return nil
-}
-
-// answers reports whether somebody serves the mount at dir.
-func answers(dir string) bool {
-	_, err := os.ReadDir(dir)
-	return err == nil
 }
 
 // detach takes a mount out of the tree even while it is in use.

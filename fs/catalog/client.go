@@ -233,6 +233,8 @@ func (cl *Client) Directory(ctx context.Context, dir string) (actual string, ok 
 	if cl.state.fresh(cl.cat.opts.TTL) {
 		return "", false, nil
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, moment, errMoment)
+	defer cancel()
 	if err := cl.Listed(ctx); err != nil {
 		return "", false, err
 	}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"sregfs": main})
+}
+
+// TestScripts tries the commands as users type them. Each script has a home of
+// its own and no client but the local one.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(e *testscript.Env) error {
+			home := filepath.Join(e.WorkDir, "home")
+			e.Setenv("HOME", home)
+			e.Setenv("XDG_CONFIG_HOME", filepath.Join(home, ".config"))
+			return errors.Join(os.MkdirAll(home, 0o755))
+		},
+	})
+}
+
+func TestCacheLimit(t *testing.T) {
+	for in, want := range map[string]int64{
+		"1": 1, "10K": 10 << 10, "1.5M": 3 << 19, "50G": 50 << 30, "50GiB": 50 << 30, "2T": 2 << 40, "7gb": 7 << 30,
+	} {
+		if got, err := cacheLimit(in, "/"); err != nil || got != want {
+			t.Errorf("cacheLimit(%q) = %d, %v; want %d", in, got, err, want)
+		}
+	}
+	for _, in := range []string{"", "x", "-1G", "0", "120%", "0%", "G"} {
+		if got, err := cacheLimit(in, "/"); err == nil {
+			t.Errorf("cacheLimit(%q) = %d, want an error", in, got)
+		}
+	}
+	all, err := cacheLimit("100%", "/")
+	tenth, err2 := cacheLimit("10%", "/no/such/folder")
+	if err != nil || err2 != nil || tenth < all/10-1 || tenth > all/10+1 {
+		t.Errorf("10%% is %d of %d (%v, %v)", tenth, all, err, err2)
+	}
+}
+
+func TestFromMountHelper(t *testing.T) {
+	for _, c := range []struct{ args, want []string }{
+		{[]string{"sregfs", "sregfs", "/mnt", "-o", "rw,nosuid,allow_other,client=dropbox,cache_size=5G"},
+			[]string{"mount", "--daemon", "/mnt", "--allow-other", "--client=dropbox", "--cache-size=5G"}},
+		{[]string{"/sbin/mount.fuse.sregfs", "none", "/mnt"}, []string{"mount", "--daemon", "/mnt"}},
+		{[]string{"/sbin/mount.fuse.sregfs", "none", "/mnt", "-o", "ro,_netdev,registry=lab=http://r:5000"},
+			[]string{"mount", "--daemon", "/mnt", "--read-only", "--registry=lab=http://r:5000"}},
+		{[]string{"sregfs", "mount", "/mnt", "-o", "x"}, nil},
+		{[]string{"sregfs", "images", "red"}, nil},
+		{[]string{"sregfs"}, nil},
+	} {
+		got, ok := fromMountHelper(c.args)
+		if ok != (c.want != nil) || !slices.Equal(got, c.want) {
+			t.Errorf("fromMountHelper(%q) = %q, %v; want %q", c.args, got, ok, c.want)
+		}
+	}
+}
+
+func TestUnescapeMount(t *testing.T) {
+	if got := unescapeMount(`/mnt/a\040b\011c\134d`); got != "/mnt/a b\tc\\d" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestSize(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1536: "1.5 KiB", 5 << 30: "5.0 GiB"} {
+		if got := size(n); got != want {
+			t.Errorf("size(%d) = %q, want %q", n, got, want)
+		}
+	}
+}
+

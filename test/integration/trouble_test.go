@@ -1,0 +1,206 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sregfs/sregfs/backends/dropbox/dropboxtest"
+)
+
+// TestOffline: with the network gone, at mount time too, what was listed stays
+// listed and what was fetched stays readable; nothing hangs.
+func TestOffline(t *testing.T) {
+	s := dropboxtest.New(dropboxtest.Options{LongpollMax: time.Second})
+	a := dropboxAt(s)
+	red, green := smallImage(t, 1), smallImage(t, 2)
+	a.put(t, "pusheen/a:red", red)
+	a.put(t, "pusheen/a:green", green)
+	m := newMachine(t, a.env...)
+	d := m.mount("--client=dropbox")
+	d.run("cmp %s dropbox/pusheen/a:red.simg; stat dropbox/pusheen/a:green.simg; df dropbox", red)
+	s.Close()
+	check := func(d *mounted) {
+		t.Helper()
+		d.want("a:green.simg\na:red.simg", "ls dropbox/pusheen")
+		d.run("ls -l dropbox/pusheen; df dropbox; stat dropbox/pusheen/a:green.simg")
+		d.run("cmp %s dropbox/pusheen/a:red.simg", red)
+		d.run("cat dropbox/pusheen/a:red.json")
+		d.want("dropbox-pusheen-a:red.simg", "ls .search/red")
+		// What is not here cannot be read; whoever waits for it can be stopped.
+		start := time.Now()
+		if out, _, err := d.try("timeout -s INT 3 cmp %s dropbox/pusheen/a:green.simg", green); err == nil {
+			t.Errorf("read what nobody has: %s", out)
+		}
+		if took := time.Since(start); took > 20*time.Second {
+			t.Errorf("a reader could not be stopped for %v", took)
+		}
+	}
+	check(d)
+	d.unmount()
+	check(m.mount("--client=dropbox"))
+}
+
+// TestNeverListed: a remote that cannot be reached and was never listed is
+// unknown, not empty.
+func TestNeverListed(t *testing.T) {
+	s := dropboxtest.New(dropboxtest.Options{})
+	a := dropboxAt(s)
+	s.Close()
+	d := newMachine(t, a.env...).mount("--client=dropbox")
+	if out, _, err := d.try("timeout -s INT 5 ls dropbox"); err == nil {
+		t.Errorf("an unreachable account was listed as %q", out)
+	}
+	if _, errOut, err := d.try("timeout -s INT 20 stat dropbox/pusheen/a:red.simg"); err == nil || strings.Contains(errOut, "No such file") {
+		t.Errorf("an unknown image was %v: %s", err, errOut)
+	}
+	d.want("dropbox", "ls")
+	d.run("df . dropbox")
+}
+
+// TestHostileNames: whatever a remote calls its images, they are listed, they
+// can be read, and they lead nowhere else.
+func TestHostileNames(t *testing.T) {
+	s := dropboxtest.New(dropboxtest.Options{LongpollMax: time.Second})
+	defer s.Close()
+	image := smallImage(t, 1)
+	data, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := []string{
+		"/pusheen/with space:1.simg", "/pusheen/new\nline:1.simg", "/pusheen/tab\t:1.simg", "/pusheen/bell\a:1.simg",
+		"/pusheen/:x.simg", "/pusheen/.hidden:1.simg", "/pusheen/a%2Fb:1.simg", "/pusheen/100%:1.simg", "/pusheen/ünï:cødé.simg",
+		"/pusheen/" + strings.Repeat("n", 240) + ":1.simg", "/pusheen/quote'\"$(id)`:1.simg", "/pusheen/-rf:1.simg",
+		"/folder.simg/a:1.simg", "/.search/a:1.simg", "/.by-id/a:1.simg", "/root:1.simg", "/a/b/c/d/e:1.simg", "/pusheen/two:colons:1.simg",
+	}
+	for i, name := range names {
+		s.Put(name, append(data[:len(data):len(data)], byte(i)))
+	}
+	s.Put("/pusheen/readme.txt", []byte("no image"))
+	a := dropboxAt(s)
+	d := newMachine(t, a.env...).mount("--client=dropbox")
+	var found []string
+	err = filepath.WalkDir(filepath.Join(d.dir, "dropbox"), func(p string, e os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if e.Type().IsRegular() {
+			got, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			if len(got) != len(data)+1 {
+				return fmt.Errorf("%q has %d bytes", p, len(got))
+			}
+			found = append(found, names[got[len(got)-1]])
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(found) != len(names) {
+		t.Errorf("found %d of %d: %q", len(found), len(names), found)
+	}
+	d.run("test -d dropbox/.search && test -d dropbox/.by-id")
+	d.run("rm dropbox/pusheen/new*line:1.simg && ! ls dropbox/pusheen | grep -q line")
+	// Dropbox ignores case, and so does the look-up.
+	d.run("cmp dropbox/PUSHEEN/With\\ Space:1.simg dropbox/pusheen/with\\ space:1.simg")
+}
+
+// TestRefusedToken: credentials that are refused are EACCES, with a sentence.
+func TestRefusedToken(t *testing.T) {
+	s := dropboxtest.New(dropboxtest.Options{})
+	defer s.Close()
+	d := newMachine(t, "SREGISTRY_DROPBOX_TOKEN=wrong-secret-token", "SREGISTRY_DROPBOX_BASE="+s.URL).mount("--client=dropbox")
+	d.fails("Permission denied", "ls dropbox")
+	d.fails("Permission denied", "cat dropbox/pusheen/a:red.simg")
+	out := d.run("%s status", program)
+	if !strings.Contains(out, "sregfs login dropbox") {
+		t.Errorf("status does not say what to do:\n%s", out)
+	}
+	for what, text := range map[string]string{"the log": d.log.String(), "status": out} {
+		if strings.Contains(text, "wrong-secret-token") {
+			t.Errorf("the token is in %s:\n%s", what, text)
+		}
+	}
+}
+
+// TestFailedPush: an upload that fails is an error of cp, and nothing shows.
+func TestFailedPush(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault *dropboxtest.Fault // nil: the account is full
+		want  string
+	}{
+		"no space":   {nil, "No space left"},
+		"forbidden":  {dropboxtest.Unauthorized("invalid_access_token"), "Permission denied"},
+		"bad answer": {dropboxtest.Failed(http.StatusBadRequest), "Input/output error"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := dropboxtest.New(dropboxtest.Options{LongpollMax: time.Second})
+			defer s.Close()
+			a := dropboxAt(s)
+			d := newMachine(t, a.env...).mount("--client=dropbox")
+			image := smallImage(t, 1)
+			d.run("mkdir dropbox/pusheen")
+			if c.fault == nil {
+				s.SetSpace(1)
+			}
+			s.SetHook(func(r *http.Request) *dropboxtest.Fault {
+				if route := dropboxtest.Route(r); strings.HasPrefix(route, "files/upload") {
+					return c.fault
+				}
+				return nil
+			})
+			d.fails(c.want, "cp %s dropbox/pusheen/a:1.simg", image)
+			d.fails(c.want, "mv %s dropbox/pusheen/a:1.simg", d.give(image))
+			d.run("test -e %s", filepath.Join(d.home, filepath.Base(image)))
+			a.mustLack(t, "pusheen/a:1")
+			if out := d.run("%s status", program); !strings.Contains(out, "pusheen/a:1") {
+				t.Errorf("status says nothing of it:\n%s", out)
+			}
+			s.SetHook(nil)
+			s.SetSpace(1 << 30)
+			d.run("cp %s dropbox/pusheen/a:1.simg", image)
+			a.mustHold(t, "pusheen/a:1", image)
+		})
+	}
+}
+
+// TestDeadMount: a mount that a crash left is replaced, and what was pushed
+// and read before is there.
+func TestDeadMount(t *testing.T) {
+	eachClient(t, func(t *testing.T, a account) {
+		m := newMachine(t, a.env...)
+		d := m.mount("--client=" + a.client)
+		image := smallImage(t, 1)
+		d.run("mkdir %s/pusheen && cp %s %s/pusheen/a:1.simg", a.client, image, a.client)
+		d.kill()
+		d = m.mount("--client=" + a.client)
+		d.run("cmp %s %s/pusheen/a:1.simg", image, a.client)
+		if out := d.run("%s status", program); !strings.Contains(out, "nothing waits") {
+			t.Errorf("status after a crash:\n%s", out)
+		}
+	})
+}
+
+// TestSecondDaemon: one cache serves one daemon; the second is told so.
+func TestSecondDaemon(t *testing.T) {
+	a := localAccount(t)
+	d := newMachine(t, a.env...).mount("--client=local")
+	_, errOut, err := d.try("mkdir -p %s/other && %s mount %s/other", d.home, program, d.home)
+	if err == nil || !strings.Contains(errOut, "in use by another process") {
+		t.Errorf("a second daemon on one cache: %v %s", err, errOut)
+	}
+	_, errOut, err = d.try("%s mount %s --cache-dir %s/c2", program, d.dir, d.home)
+	if err == nil || !strings.Contains(errOut, "already a mount") {
+		t.Errorf("a second mount at one place: %v %s", err, errOut)
+	}
+}
