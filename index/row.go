@@ -155,12 +155,12 @@ func newer(a, b stored) int {
 		cmp.Compare(b.object, a.object))
 }
 
-// words is what can be found of an image, in lower case: its name, its ID, and
+// words is what can be found of an image, in searchable form: its name, its ID, and
 // each label's key and value.
 func (s *stored) words() string {
 	var b strings.Builder
 	add := func(text string) {
-		b.WriteString(strings.ToLower(text))
+		b.WriteString(searchable(text))
 		b.WriteString(separator)
 	}
 	ref := s.image.Ref

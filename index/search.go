@@ -22,6 +22,12 @@ type Found struct {
 // across two of them.
 const separator = "\x1f"
 
+// searchable is text in the form that is searched: in lower case, valid UTF-8,
+// and without the zero byte, at which FTS5 stops reading.
+func searchable(text string) string {
+	return strings.ToLower(strings.ReplaceAll(strings.ToValidUTF8(text, "\ufffd"), "\x00", "\ufffd"))
+}
+
 // Search finds the images of a client, or of all with "", that word is a part
 // of: of COLLECTION/NAME:TAG, of the ID, or of a label's key or value, whatever
 // the case. The empty word finds all. It returns at most limit of them, without
@@ -40,7 +46,7 @@ func (x *Index) search(ctx context.Context, client, word string, limit int) ([]F
 			return nil, err
 		}
 	}
-	word = strings.ToLower(word)
+	word = searchable(word)
 	if strings.Contains(word, separator) {
 		return nil, nil
 	}
@@ -50,7 +56,11 @@ func (x *Index) search(ctx context.Context, client, word string, limit int) ([]F
 	}
 	best := map[name]stored{}
 	full := func() bool { return limit > 0 && len(best) >= limit }
+	// The words that are indexed may be older than the image, so its own decide.
 	keep := func(s stored) {
+		if !strings.Contains(s.words(), word) {
+			return
+		}
 		n := name{s.client, s.place}
 		if old, ok := best[n]; !ok && full() || ok && newer(old, s) <= 0 {
 			return
@@ -68,9 +78,7 @@ func (x *Index) search(ctx context.Context, client, word string, limit int) ([]F
 		}
 		for _, s := range all {
 			waiting = true
-			if strings.Contains(s.words(), word) {
-				keep(s)
-			}
+			keep(s)
 			after = s.id
 		}
 		if len(all) < page {
@@ -81,7 +89,7 @@ func (x *Index) search(ctx context.Context, client, word string, limit int) ([]F
 		x.wakeIndexer()
 	}
 	query, match := searchAll, ""
-	if utf8.RuneCountInString(word) >= 3 && utf8.ValidString(word) {
+	if utf8.RuneCountInString(word) >= 3 {
 		query, match = searchTrigram, trigrams(word)
 	}
 	for after := int64(0); !full(); {
@@ -133,7 +141,7 @@ func scanAllFound(rows *sql.Rows, err error) ([]stored, error) {
 	return all, rows.Err()
 }
 
-// Both searches test the word itself; the trigrams only spare reading all.
+// Both queries test for the word itself; the trigrams only spare reading all.
 const (
 	searchAll = foundSelect + `WHERE i.id IN (
 		SELECT w.id FROM words w JOIN image j ON j.id = w.id
