@@ -190,11 +190,9 @@ type mount struct {
 	dir string
 }
 
-// close unmounts. A mount that was not made is no trouble.
+// close unmounts. The row's end does so in any case; a second call does
+// nothing.
 func (m *mount) close() {
-	if m == nil {
-		return
-	}
 	m.stop()
 	unix.Unmount(m.dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 }
@@ -218,11 +216,8 @@ func (l *lab) sregfs(ctx context.Context, home string, env []string, args ...str
 		return nil, err
 	}
 	m := &mount{d, dir}
-	if err := d.until(ctx, func() bool { return mounted(dir) }); err != nil {
-		m.close()
-		return nil, err
-	}
-	return m, nil
+	l.later(m.close)
+	return m, d.until(ctx, func() bool { return mounted(dir) })
 }
 
 // rcloneMount mounts remote with the full VFS cache in cache.
@@ -237,11 +232,8 @@ func (l *lab) rcloneMount(ctx context.Context, e *emulator, cache string) (*moun
 		return nil, err
 	}
 	m := &mount{d, dir}
-	if err := d.until(ctx, func() bool { return mounted(dir) }); err != nil {
-		m.close()
-		return nil, err
-	}
-	return m, nil
+	l.later(m.close)
+	return m, d.until(ctx, func() bool { return mounted(dir) })
 }
 
 // dropCaches empties the page cache, so that the next read meets the disk.

@@ -116,7 +116,6 @@ func cachedRow(name, what string, how reading, fromDisk bool) row {
 			if err != nil {
 				return nil, err
 			}
-			l.later(m.close)
 			cache, err := l.folder("rclone-cache")
 			if err != nil {
 				return nil, err
@@ -125,7 +124,6 @@ func cachedRow(name, what string, how reading, fromDisk bool) row {
 			if err != nil {
 				return nil, err
 			}
-			l.later(r.close)
 
 			read := func(name, path string) (contestant, error) {
 				// Once to fill the cache, and once more so that what happens when
@@ -409,7 +407,7 @@ func (l *lab) library() (home, storage string, err error) {
 	return home, storage, nil
 }
 
-// count is how many regular files ls -lR shows below dir.
+// listAll lists dir as ls -lR does, and checks that it shows so many images.
 func listAll(ctx context.Context, dir string, want int) error {
 	return command(ctx, nil, "sh", "-c",
 		`n=$(ls -lR "$0" | grep -c '^-.*\.simg$'); test "$n" = "$1" || { echo "ls shows $n images"; exit 1; }`, dir, fmt.Sprint(want))
@@ -431,7 +429,6 @@ var listRow = row{
 		if err != nil {
 			return nil, err
 		}
-		l.later(m.close)
 		if err := listAll(ctx, filepath.Join(m.dir, "local"), many); err != nil {
 			return nil, err // the first listing makes them known
 		}
