@@ -146,7 +146,7 @@ func (l *live) readBlock(b int, buf []byte) (ok bool) {
 	if !l.recorded.has(b) {
 		return false
 	}
-	want := l.crc[b].Load()
+	want, gen := l.crc[b].Load(), l.gen.Load()
 	err := l.withData(func(f file) error {
 		_, err := f.ReadAt(buf, int64(b)*blockSize)
 		return err
@@ -169,7 +169,9 @@ func (l *live) readBlock(b int, buf []byte) (ok bool) {
 	defer l.c.markDirty(l)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.recorded.has(b) && l.crc[b].Load() == want {
+	// When anything was dropped meanwhile, this block may have been, and been
+	// fetched again: look again before dropping what is good.
+	if l.gen.Load() == gen && l.recorded.has(b) {
 		l.c.stats.badBlocks.Add(1)
 		l.c.log.Warn("a cached block is damaged and will be fetched again", "key", l.key, "offset", int64(b)*blockSize, "error", err)
 		l.forgetBlock(b)
@@ -257,7 +259,7 @@ func (l *live) read(ctx context.Context, p []byte, off int64) error {
 	missed := false
 	// Each round either ends the read, or found damaged blocks and forgot
 	// them. That can happen a few times, not for ever.
-	for range 4 {
+	for range 64 {
 		if l.shut.Load() {
 			return fmt.Errorf("read %s: %w", l.key, ErrClosed)
 		}
