@@ -60,11 +60,8 @@ func (s *Store) Rename(ctx context.Context, img backends.Image, to backends.Ref)
 	if err != nil && !notThere(err) {
 		return backends.Image{}, err
 	}
-	switch {
-	case old == nil:
-		return s.moved(ctx, img, to, target)
-	case old.PathLower == img.Key || old.Id == img.ID && img.ID != "":
-		old = nil // another name of the same file, "x.simg" for "x:latest.simg"
+	// It may be another name of the same file: "x.simg" for "x:latest.simg".
+	if old == nil || old.PathLower == img.Key || old.Id == img.ID && img.ID != "" {
 		return s.moved(ctx, img, to, target)
 	}
 	return s.replace(ctx, img, to, target, old)

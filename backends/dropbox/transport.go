@@ -176,17 +176,17 @@ func contended(union json.RawMessage, depth int) bool {
 	return false
 }
 
-// headerSafe escapes what may not stand in a header of an argument
-// (https://www.dropbox.com/developers/reference/json-encoding); the SDK sends
-// it as it is.
+// headerSafe escapes what must not stand in a header's argument
+// (https://www.dropbox.com/developers/reference/json-encoding), DEL included;
+// the SDK sends it as it is.
 func headerSafe(json string) string {
-	if !strings.ContainsFunc(json, unsafe) {
+	if !strings.ContainsFunc(json, beyondASCII) {
 		return json
 	}
 	var b strings.Builder
 	for _, r := range json {
 		switch {
-		case !unsafe(r):
+		case !beyondASCII(r):
 			b.WriteRune(r)
 		case r > 0xffff:
 			hi, lo := utf16.EncodeRune(r)
@@ -198,4 +198,4 @@ func headerSafe(json string) string {
 	return b.String()
 }
 
-func unsafe(r rune) bool { return r >= 0x7f }
+func beyondASCII(r rune) bool { return r >= 0x7f }
