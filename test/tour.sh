@@ -11,6 +11,7 @@ scratch=$(mktemp -d "${TMPDIR:-/tmp}/sregfs-tour.XXXXXX")
 mnt=$here/mnt
 other=$scratch/other # a second mount, of another machine so to speak
 emulator=
+waiting=
 made_mnt=
 
 # unmount DIR - takes a mount down, whatever state it is in.
@@ -24,10 +25,10 @@ clean_up() {
 	cd "$here"
 	unmount "$other"
 	unmount "$mnt"
-	if [ -n "$emulator" ]; then
-		kill "$emulator" 2>/dev/null || true
-		wait "$emulator" 2>/dev/null || true
-	fi
+	for process in $emulator $waiting; do
+		kill "$process" 2>/dev/null || true
+		wait "$process" 2>/dev/null || true
+	done
 	if [ -n "$made_mnt" ]; then rmdir "$mnt" 2>/dev/null || true; fi
 	rm -rf --one-file-system "$scratch"
 }
@@ -193,6 +194,8 @@ if [ "${KEEP:-1}" = 0 ]; then
 	exit
 fi
 say "The tree stays mounted at ./mnt until Ctrl-C; try it from another terminal"
-# Waiting this way lets the trap run at once.
+trap 'exit 0' INT
+# A wait, unlike a sleep, lets the trap run at once.
 sleep infinity &
-wait $! || true
+waiting=$!
+wait
