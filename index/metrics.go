@@ -31,6 +31,8 @@ func parseCreated(s string) time.Time {
 	return time.Time{}
 }
 
+var errMetrics = errors.New("its metrics are not a JSON object")
+
 // mergeMetrics is old, a JSON object, with the members of changes in place of
 // its own, as the Python client's dict.update does it. But what is blank in
 // changes leaves old as it is, and "data", which holds what was found inside of
@@ -42,7 +44,7 @@ func mergeMetrics(old, changes json.RawMessage) (json.RawMessage, error) {
 	}
 	is, ok := object(changes)
 	if !ok {
-		return nil, errors.New("its metrics are not a JSON object")
+		return nil, errMetrics
 	}
 	was, ok := object(old)
 	if !ok {
@@ -59,7 +61,26 @@ func mergeMetrics(old, changes json.RawMessage) (json.RawMessage, error) {
 		is["data"] = data
 	}
 	update(was, is)
-	return encode(was)
+	merged, err := encode(was)
+	if err != nil || bytes.Equal(canonical(merged), canonical(old)) {
+		return old, err
+	}
+	return merged, nil
+}
+
+// canonical is v with its members in order and no space between.
+func canonical(v json.RawMessage) []byte {
+	var all any
+	d := json.NewDecoder(bytes.NewReader(v))
+	d.UseNumber()
+	if d.Decode(&all) != nil {
+		return nil
+	}
+	b, err := json.Marshal(all)
+	if err != nil {
+		return nil
+	}
+	return b
 }
 
 func update(was, is map[string]json.RawMessage) {

@@ -327,8 +327,8 @@ func insertRecord(t *txn, r Record, name string) (Record, error) {
 	if len(r.Metrics) == 0 {
 		r.Metrics = json.RawMessage(`{}`)
 	}
-	if !json.Valid(r.Metrics) {
-		return r, errors.New("its metrics are not JSON")
+	if _, ok := object(r.Metrics); !ok {
+		return r, errMetrics
 	}
 	_, err := t.row([]any{&r.ID}, `INSERT INTO container
 		(created_at, metrics, name, tag, image, url, uri, client, version, collection_id)
