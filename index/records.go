@@ -59,13 +59,14 @@ FROM container r LEFT JOIN collection c ON c.id = r.collection_id
 // records is the seeds' database. It is opened when it is first needed, and
 // anew after it could not be used, so that what the user mends works again.
 type records struct {
-	named string // as the option has it
+	named string        // as the option has it
+	wait  time.Duration // for others that hold it locked
 
 	mu   sync.Mutex
 	pool *pool // nil while not open
 }
 
-func newRecords(named string) *records { return &records{named: named} }
+func newRecords(named string) *records { return &records{named: named, wait: recordsWait} }
 
 // recordsName is the database's name in a folder.
 const recordsName = "sregistry.db"
@@ -122,7 +123,7 @@ func (r *records) open(ctx context.Context, create bool) (*pool, error) {
 	// No other journal mode: the database may lie in a home directory that
 	// several machines share, and it is the Python client's to choose.
 	p, err := openPool(source(file, "_txlock=immediate",
-		"_pragma=busy_timeout("+strconv.FormatInt(recordsWait.Milliseconds(), 10)+")"))
+		"_pragma=busy_timeout("+strconv.FormatInt(r.wait.Milliseconds(), 10)+")"))
 	if err != nil {
 		return nil, r.failed("open the database", err)
 	}
