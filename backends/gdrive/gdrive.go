@@ -96,8 +96,8 @@ type Store struct {
 	root    string // the folder's name
 	shared  bool   // the folder may be one that was shared with the account
 	untyped bool
-	page    int64 // files in an answer to a listing
-	part    int64 // bytes in a request of an upload
+	page    int64         // files in an answer to a listing
+	part    int64         // bytes in a request of an upload
 	poll    time.Duration // between two looks at the change feed
 	picture func() []byte // the thumbnail
 	seal    [sha256.Size]byte

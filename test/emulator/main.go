@@ -33,6 +33,7 @@ import (
 // settings are the flags, for whatever service is run.
 type settings struct {
 	addr, ca, control, token string
+	credentials              string
 	tls                      bool
 	space, bandwidth         int64
 	latency                  time.Duration
@@ -51,6 +52,7 @@ type service struct {
 // services are those that can be run, by name.
 var services = map[string]func(settings) (*service, error){
 	"dropbox": dropbox,
+	"gdrive":  gdrive,
 }
 
 func main() {
@@ -78,6 +80,7 @@ func run(ctx context.Context, args []string) error {
 	f.StringVar(&s.ca, "ca", "", "write the certificate of its authority to `FILE`, for SSL_CERT_FILE")
 	f.StringVar(&s.control, "control", "", "listen on `ADDRESS` for /counts, /reset and /link")
 	f.StringVar(&s.token, "token", "emulator", "accept this access `TOKEN`")
+	f.StringVar(&s.credentials, "credentials", "", "write what the client logs in with to `FILE` (gdrive)")
 	f.Int64Var(&s.space, "space", 0, "the account's size in `BYTES`, 0 for the service's usual")
 	f.DurationVar(&s.latency, "latency", 0, "round trip of each request")
 	f.Int64Var(&s.bandwidth, "bandwidth", 0, "`BYTES` a second in each direction, 0 for no limit")

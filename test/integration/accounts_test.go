@@ -4,12 +4,16 @@ package integration
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/sregfs/sregfs/backends/dropbox/dropboxtest"
+	"github.com/sregfs/sregfs/backends/gdrive/gdrivetest"
 )
 
 // account is a client with somewhere to keep images: a folder, or an emulated
@@ -62,7 +66,10 @@ func (a account) chown(t *testing.T, uid int) {
 func eachClient(t *testing.T, f func(t *testing.T, a account)) {
 	t.Helper()
 	for name, open := range map[string]func(t *testing.T) account{
+		"local":   localAccount,
 		"dropbox": dropboxAccount,
+		"gdrive":  driveAccount,
+		"gdrive":  driveAccount,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, open(t)) })
 	}
@@ -73,6 +80,10 @@ func localAccount(t *testing.T) account {
 	return account{
 		client: "local",
 		env:    []string{"SREGISTRY_STORAGE=" + dir},
+		own: func(uid int) error {
+			// What another user put there before stays his.
+			return os.Chown(dir, uid, uid)
+		},
 		put: func(t *testing.T, name, file string) {
 			t.Helper()
 			data, err := os.ReadFile(file)
@@ -112,5 +123,68 @@ func dropboxAt(s *dropboxtest.Server) account {
 		},
 		get:  func(name string) ([]byte, bool) { return s.Get("/" + name + ".simg") },
 		sent: func() int64 { return s.Count("files/download").Out },
+	}
+}
+
+func driveAccount(t *testing.T) account {
+	s := gdrivetest.NewServer(gdrivetest.Options{})
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return gdriveAt(t, s)
+}
+
+// gdriveAt is an account with images of ours and of the Python client's, both
+// of which keep them in one folder under their whole names.
+func gdriveAt(t *testing.T, s *gdrivetest.Server) account {
+	t.Helper()
+	key, err := gdrivetest.ServiceAccountFile(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	credentials := filepath.Join(dir, "credentials.json")
+	if err := os.WriteFile(credentials, key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	root := ""
+	return account{
+		client: "gdrive",
+		env:    []string{"SREGISTRY_GOOGLE_DRIVE_CREDENTIALS=" + credentials, "SREGISTRY_GOOGLE_DRIVE_BASE=" + s.URL},
+		own:    func(uid int) error { return errors.Join(os.Chmod(dir, 0o755), os.Chown(credentials, uid, uid)) },
+		put: func(t *testing.T, name, file string) {
+			t.Helper()
+			var err error
+			if root == "" {
+				root, err = s.Add(gdrivetest.Seed{Name: "sregistry", MimeType: gdrivetest.FolderType})
+			}
+			if err == nil {
+				collection, rest, _ := strings.Cut(name, "/")
+				image, tag, _ := strings.Cut(rest, ":")
+				_, err = s.Add(gdrivetest.Seed{Name: name + ".simg", Parent: root, File: file, Properties: map[string]string{
+					"type": "container", "uri": name, "collection": collection, "image": image, "tag": tag, "storage": name + ".simg",
+				}})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		},
+		get: func(name string) ([]byte, bool) {
+			var found []gdrivetest.File
+			for _, f := range s.Files() {
+				if f.Properties["type"] == "container" && f.Properties["uri"] == name && !f.Trashed {
+					found = append(found, f)
+				}
+			}
+			if len(found) == 0 {
+				return nil, false
+			}
+			newest := slices.MaxFunc(found, func(a, b gdrivetest.File) int { return a.Modified.Compare(b.Modified) })
+			data, err := s.Content(newest.ID)
+			return data, err == nil
+		},
+		sent: func() int64 { return s.Counts()["files.get.media"].Out + s.Counts()["revisions.get.media"].Out },
 	}
 }

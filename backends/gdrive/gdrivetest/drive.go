@@ -2,10 +2,12 @@ package gdrivetest
 
 import (
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -33,6 +35,14 @@ const (
 // Options are what a Drive begins with. The zero value is a Drive of 15 GiB
 // that lets every request in that has a token it gave out, or Token.
 type Options struct {
+	// Addr is where a Server listens, "127.0.0.1:0" when it is empty.
+	Addr string
+	// Certificate makes a Server serve HTTPS: it is called with Hosts and the
+	// address, and returns a certificate and, in PEM, that of the authority
+	// behind it (Server.CA). dropboxtest.Certificate is one. Nil for HTTP.
+	Certificate func(hosts []string, ip net.IP) (ca []byte, cert tls.Certificate, err error)
+	// Link is the line to it at the start.
+	Link Link
 	// Token is an access token that never expires; "" for none but those that
 	// the token endpoint gives.
 	Token string
@@ -157,6 +167,7 @@ func New(opts Options) (*Drive, error) {
 		sessions: map[string]*session{}, cursors: map[string]cursor{}, counts: map[string]Count{},
 		firstLog: 1,
 	}
+	d.SetLink(opts.Link)
 	d.auth.init()
 	d.routing = d.routes()
 	d.root = &file{id: "0AB" + newID(16), name: "My Drive", mime: FolderType, owned: true}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"strconv"
 	"sync"
@@ -12,7 +13,8 @@ import (
 
 // Link is the network between the Drive and its clients.
 type Link struct {
-	// RoundTrip is added to each request.
+	// RoundTrip is waited before each answer, and once more when a connection
+	// is made.
 	RoundTrip time.Duration
 	// Bandwidth is in bytes a second for each direction, shared by all
 	// connections; 0 for no limit.
@@ -25,6 +27,12 @@ func (d *Drive) SetLink(l Link) {
 	defer d.link.mu.Unlock()
 	d.link.Link, d.link.free = l, [2]time.Time{}
 }
+
+// slack is how far behind the clock a direction may catch up.
+const slack = 5 * time.Millisecond
+
+// chunk is how much of a body crosses at a time while others wait.
+const chunk = 32 << 10
 
 const (
 	up = iota
@@ -46,13 +54,40 @@ func (l *link) send(ctx context.Context, direction, n int) {
 	}
 	now := time.Now()
 	at := l.free[direction]
-	if at.Before(now) {
-		at = now
+	// A sleep that ended late may be made good, or it would cost bandwidth.
+	if behind := now.Add(-slack); at.Before(behind) {
+		at = behind
 	}
 	at = at.Add(time.Duration(float64(n) / float64(l.Bandwidth) * float64(time.Second)))
 	l.free[direction] = at
 	l.mu.Unlock()
 	sleep(ctx, time.Until(at))
+}
+
+// farListener lets each new connection wait for the round trip that making it
+// costs.
+type farListener struct {
+	net.Listener
+	link *link
+}
+
+func (l *farListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if d := l.link.roundTrip(); err == nil && d > 0 {
+		c = &farConn{Conn: c, wait: d}
+	}
+	return c, err
+}
+
+type farConn struct {
+	net.Conn
+	wait time.Duration
+	once sync.Once
+}
+
+func (c *farConn) Read(p []byte) (int, error) {
+	c.once.Do(func() { time.Sleep(c.wait) })
+	return c.Conn.Read(p)
 }
 
 func (l *link) roundTrip() time.Duration {
@@ -225,7 +260,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	if b.fault.Kind == CutRequest {
 		p = p[:min(int64(len(p)), b.fault.At-b.n)]
 	}
-	n, err := b.ReadCloser.Read(p[:min(len(p), 64<<10)])
+	n, err := b.ReadCloser.Read(p[:min(len(p), chunk)])
 	b.n += int64(n)
 	b.count(n, 0)
 	b.link.send(b.ctx, up, n)
@@ -254,7 +289,7 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 	}
 	total := 0
 	for len(p) > 0 {
-		k := min(len(p), 64<<10)
+		k := min(len(p), chunk)
 		part := p[:k]
 		at := w.fault.At - w.n // where in part it happens
 		hit := at >= 0 && at < int64(k)

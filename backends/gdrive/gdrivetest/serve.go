@@ -1,46 +1,103 @@
 package gdrivetest
 
 import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
+	"sync"
+	"time"
 )
+
+// Hosts are the names under which Google serves what the emulator does; a TLS
+// server's certificate covers them.
+var Hosts = []string{"www.googleapis.com", "oauth2.googleapis.com", "accounts.google.com"}
 
 // Server is a Drive that listens on the loopback interface.
 type Server struct {
 	*Drive
 	// URL is the server's, without a slash at its end: "http://127.0.0.1:4711".
-	URL  string
-	http *httptest.Server
+	URL string
+
+	http   *http.Server
+	ca     []byte
+	cancel context.CancelFunc // ends every request's context
+	served sync.WaitGroup
 }
 
-// NewServer starts a Drive. It panics where httptest.NewServer does: when
-// there is no loopback interface, or no temporary directory. The caller closes
-// it.
+// NewServer is Start for tests: it panics when that fails.
 func NewServer(opts Options) *Server {
+	s, err := Start(opts)
+	if err != nil {
+		panic("gdrivetest: " + err.Error())
+	}
+	return s
+}
+
+// Start starts a Drive. The caller closes it.
+func Start(opts Options) (*Server, error) {
 	d, err := New(opts)
 	if err != nil {
-		panic(err)
+		return nil, err
 	}
-	s := httptest.NewServer(d)
-	return &Server{Drive: d, URL: s.URL, http: s}
+	ln, err := net.Listen("tcp", or(opts.Addr, "127.0.0.1:0"))
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Server{Drive: d, URL: "http://" + ln.Addr().String(), cancel: cancel}
+	s.http = &http.Server{
+		Handler:           d,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ReadHeaderTimeout: time.Minute,
+		// Answers that are cut on purpose are no news.
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+	}
+	far := &farListener{ln, &d.link}
+	serve := func() error { return s.http.Serve(far) }
+	if opts.Certificate != nil {
+		ca, cert, err := opts.Certificate(Hosts, ln.Addr().(*net.TCPAddr).IP)
+		if err != nil {
+			cancel()
+			return nil, errors.Join(fmt.Errorf("make a certificate: %w", err), ln.Close(), d.Close())
+		}
+		s.ca, s.URL = ca, "https://"+ln.Addr().String()
+		s.http.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+		serve = func() error { return s.http.ServeTLS(far, "", "") }
+	}
+	s.served.Go(func() {
+		if err := serve(); !errors.Is(err, http.ErrServerClosed) {
+			slog.Error("gdrivetest: serve", "err", err)
+		}
+	})
+	return s, nil
+}
+
+func or(v, def string) string {
+	if v == "" {
+		return def
+	}
+	return v
 }
 
 // Endpoint is the API's base, for option.WithEndpoint.
 func (s *Server) Endpoint() string { return s.URL + "/drive/v3/" }
 
-// TokenURL is the OAuth token endpoint.
-func (s *Server) TokenURL() string { return s.URL + "/token" }
-
-// AuthURL is the page that asks the user for consent.
-func (s *Server) AuthURL() string { return s.URL + "/o/oauth2/auth" }
+// CA is the PEM certificate of the authority behind a TLS server, for
+// SSL_CERT_FILE; nil without TLS.
+func (s *Server) CA() []byte { return s.ca }
 
 // Close stops the server and frees what the Drive holds. Connections that are
 // under way are cut.
 func (s *Server) Close() error {
-	s.http.CloseClientConnections()
-	s.http.Close()
-	return s.Drive.Close()
+	s.cancel()
+	err := s.http.Close()
+	s.served.Wait()
+	return errors.Join(err, s.Drive.Close())
 }
 
 // handler answers one method of the API. What it returns is told as JSON; nil
