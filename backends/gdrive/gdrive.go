@@ -65,8 +65,9 @@ const (
 	// page is how many files a listing asks for at once, the most that Drive
 	// gives.
 	page = 1000
-	// partSize is a multiple of chunkUnit: a larger one costs memory, a smaller
-	// one a round trip more often.
+	// partSize is a multiple of 256 KiB, as all requests of a session but the
+	// last must be: a larger one costs memory, a smaller one a round trip more
+	// often.
 	partSize = 8 << 20
 )
 

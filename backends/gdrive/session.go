@@ -37,10 +37,6 @@ type session struct {
 // errForgotten: the service does not know the session any more.
 var errForgotten = fmt.Errorf("%w: the service has forgotten the upload", backends.ErrUnreachable)
 
-// chunkUnit is what the length of every request's bytes but the last's is a
-// multiple of.
-const chunkUnit = 256 << 10
-
 // begin opens a session for a new file, or for new content of the file id. size
 // is -1 when it is not known yet.
 func (s *Store) begin(ctx context.Context, id string, meta *drive.File, size int64) (*session, error) {

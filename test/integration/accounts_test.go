@@ -174,7 +174,8 @@ func gdriveAt(t *testing.T, s *gdrivetest.Server) account {
 		get: func(name string) ([]byte, bool) {
 			var found []gdrivetest.File
 			for _, f := range s.Files() {
-				if f.Properties["type"] == "container" && f.Properties["uri"] == name && !f.Trashed {
+				p := f.Properties // uri has the version behind it
+				if p["type"] == "container" && p["collection"]+"/"+p["image"]+":"+p["tag"] == name && !f.Trashed {
 					found = append(found, f)
 				}
 			}

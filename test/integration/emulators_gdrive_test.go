@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"crypto/md5"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -51,73 +50,6 @@ func seed(t *testing.T, s *gdrivetest.Server, f gdrivetest.Seed) string {
 		t.Fatal(err)
 	}
 	return id
-}
-
-// gdriveAccount is an account that the client enters with a service account's
-// key. What is put there looks as the Python client leaves it.
-func gdriveAccount(t *testing.T) account {
-	s := gdrivetest.NewServer(gdrivetest.Options{})
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	key, err := gdrivetest.ServiceAccountFile(s.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "gdrive-") // t.TempDir's parent is root's alone
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	credentials := filepath.Join(dir, "key.json")
-	if err := os.WriteFile(credentials, key, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	root := seed(t, s, gdrivetest.Seed{Name: "sregistry", MimeType: gdrivetest.FolderType})
-	return account{
-		client: "gdrive",
-		env:    []string{gdrive.CredentialsSetting + "=" + credentials, gdrive.BaseSetting + "=" + s.URL},
-		put: func(t *testing.T, name, file string) {
-			t.Helper()
-			collection, leaf, _ := strings.Cut(name, "/")
-			image, tag, _ := strings.Cut(leaf, ":")
-			for _, f := range s.Files() {
-				if f.Name == name+".simg" && !f.Trashed {
-					data, err := os.ReadFile(file)
-					if err != nil {
-						t.Fatal(err)
-					}
-					if err := s.Replace(f.ID, data); err != nil {
-						t.Fatal(err)
-					}
-					return
-				}
-			}
-			seed(t, s, gdrivetest.Seed{Name: name + ".simg", Parent: root, File: file, Properties: map[string]string{
-				"type": "container", "uri": name, "collection": collection, "image": image, "tag": tag, "storage": name + ".simg",
-			}})
-		},
-		get: func(name string) ([]byte, bool) {
-			for _, f := range s.Files() {
-				p := f.Properties
-				if p["type"] != "container" || f.Trashed || p["collection"]+"/"+p["image"]+":"+p["tag"] != name {
-					continue
-				}
-				data, err := s.Content(f.ID)
-				return data, err == nil
-			}
-			return nil, false
-		},
-		sent: func() int64 { return s.Counts()["revisions.get.media"].Out + s.Counts()["files.get.media"].Out },
-		own:  func(uid int) error { return chownAll(uid, credentials) },
-	}
-}
-
-// chownAll gives a file, and the folder it lies in, to another user.
-func chownAll(uid int, file string) error {
-	return errors.Join(os.Chown(filepath.Dir(file), uid, uid), os.Chown(file, uid, uid))
 }
 
 func md5Hex(data []byte) string { return fmt.Sprintf("%x", md5.Sum(data)) }
