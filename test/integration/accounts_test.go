@@ -69,7 +69,6 @@ func eachClient(t *testing.T, f func(t *testing.T, a account)) {
 		"local":   localAccount,
 		"dropbox": dropboxAccount,
 		"gdrive":  driveAccount,
-		"gdrive":  driveAccount,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, open(t)) })
 	}
