@@ -211,15 +211,15 @@ func (l *live) around(first, end int) (from, to int) {
 	if l.c.opts.ReadAhead == 0 || l.pump.bulk {
 		return first, end
 	}
-	if g.total >= 8 {
-		switch {
-		case g.hits*2 > g.total:
-			g.reach = min(g.reach*2, maxReach)
-			g.total, g.hits = 0, 0
-		case g.hits*3 < g.total:
-			g.reach /= 2
-			g.total, g.hits = 0, 0
-		}
+	// A wrong guess costs the time of its bytes, a right one saves a good part
+	// of a round trip: one in five pays.
+	switch {
+	case g.hits >= 4 && g.hits*5 > g.total*2:
+		g.reach = min(g.reach*2, maxReach)
+		g.total, g.hits = 0, 0
+	case g.total >= 8 && g.hits == 0, g.total >= 16 && g.hits*5 < g.total:
+		g.reach /= 2
+		g.total, g.hits = 0, 0
 	}
 	n := g.reach
 	if n == 0 {
@@ -470,7 +470,7 @@ func (l *live) runBackground(t *transfer) {
 	}
 	t.next, t.end, t.started = w.first, w.end, true
 	t.first, t.limit = w.first, w.end
-	t.ahead = max(4, int(l.link.product()/blockSize))
+	t.ahead = max(8, int(l.link.product()/blockSize))
 	l.transfers = append(l.transfers, t)
 	l.pumpOn() // the other slots may help
 	l.mu.Unlock()

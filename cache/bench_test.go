@@ -122,6 +122,8 @@ func BenchmarkOpen(b *testing.B) {
 		if n := c.Stats().Objects; n != 10_000 {
 			b.Fatalf("%d objects", n)
 		}
+		b.StopTimer()
 		c.Close()
+		b.StartTimer()
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -101,6 +102,11 @@ type Cache struct {
 	wg     sync.WaitGroup
 	// flushNow wakes the flusher.
 	flushNow chan struct{}
+	// scanned is closed when every entry has been read, or when the cache is
+	// being closed.
+	scanned chan struct{}
+	// evicting is held, over I/O, by the one who makes room.
+	evicting sync.Mutex
 
 	mu        sync.Mutex
 	closed    bool
@@ -132,6 +138,8 @@ type entry struct {
 	gate chan struct{}
 	// idle is closed when live is unloaded; nil when nobody waits for that.
 	idle chan struct{}
+	// unread: that it exists is all that is known yet.
+	unread bool
 	// saved: the description is on disk.
 	saved bool
 	// used is when it was last closed.
@@ -192,6 +200,7 @@ func open(d disk, o Options) (*Cache, error) {
 		room:     room{limit: max(o.Limit, 0)},
 		fds:      fdTable{max: maxOpenFiles()},
 		flushNow: make(chan struct{}, 1),
+		scanned:  make(chan struct{}),
 		entries:  map[string]*entry{},
 		pins:     map[string]bool{},
 		strikes:  map[string]int{},
@@ -206,6 +215,12 @@ func open(d disk, o Options) (*Cache, error) {
 		return nil, err
 	}
 	c.wg.Go(c.flusher)
+	c.wg.Go(func() {
+		// A limit that was lowered holds from the start.
+		if err := c.charge(0, false); err != nil && c.ctx.Err() == nil {
+			c.log.Warn("the cache is over its limit and nothing in it can be evicted", "error", err)
+		}
+	})
 	return c, nil
 }
 
@@ -276,7 +291,7 @@ func maxOpenFiles() int {
 	return int(min(max(r.Cur/4, 16), 1024))
 }
 
-// scan reads which objects there are and removes what belongs to none.
+// scan looks which objects there are and removes what belongs to none.
 func (c *Cache) scan() error {
 	files, err := c.disk.Names()
 	if err != nil {
@@ -293,19 +308,6 @@ func (c *Cache) scan() error {
 			}
 		}
 	}
-	for name := range objects {
-		e, err := loadEntry(c.disk, name)
-		if err != nil {
-			c.log.Warn("a cached object is unreadable and was removed", "error", err)
-			delete(objects, name)
-			if err := removeObject(c.disk, name); err != nil {
-				return err
-			}
-			continue
-		}
-		c.entries[name] = e
-		c.room.used += e.charged
-	}
 	for _, file := range files {
 		name, suffix, ok := splitName(file)
 		orphan := ok && !objects[name] && suffix != pinSuffix
@@ -315,24 +317,76 @@ func (c *Cache) scan() error {
 			}
 		}
 	}
-	for _, e := range slices.SortedFunc(mapValues(c.entries), func(a, b *entry) int {
-		return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.name, b.name))
-	}) {
-		c.list(e)
+	for name := range objects {
+		c.entries[name] = &entry{name: name, unread: true}
 	}
-	// A limit that was lowered holds from the start.
-	if err := c.charge(0, false); err != nil {
-		c.log.Warn("the cache is over its limit and everything in it is pinned", "error", err)
-	}
+	c.wg.Go(func() { c.readEntries(slices.Collect(maps.Keys(objects))) })
 	return nil
 }
 
-func mapValues[K comparable, V any](m map[K]V) func(func(V) bool) {
-	return func(yield func(V) bool) {
-		for _, v := range m {
-			if !yield(v) {
-				return
+// readEntries reads what is known of all these objects, and when that is done
+// lets charge know how full the cache is. Until then an object is read when it
+// is asked for.
+func (c *Cache) readEntries(names []string) {
+	defer close(c.scanned)
+	for _, name := range names {
+		if c.ctx.Err() != nil {
+			return
+		}
+		c.mu.Lock()
+		c.find(name)
+		c.mu.Unlock()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var idle []*entry
+	for el := c.lru.Front(); el != nil; el = el.Next() {
+		idle = append(idle, el.Value.(*entry))
+	}
+	slices.SortFunc(idle, func(a, b *entry) int {
+		return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.name, b.name))
+	})
+	for _, e := range idle {
+		c.lru.MoveToFront(e.elem)
+	}
+}
+
+// find returns the entry of that name, read and with nothing under way on it,
+// or nil. The caller holds c.mu, which find may give up for a while: for local
+// work of a moment, a map being read or files removed.
+func (c *Cache) find(name string) *entry {
+	for {
+		e := c.entries[name]
+		switch {
+		case e == nil:
+			return nil
+		case e.gate != nil:
+			gate := e.gate
+			c.mu.Unlock()
+			<-gate
+			c.mu.Lock()
+		case e.unread:
+			e.gate = make(chan struct{})
+			c.mu.Unlock()
+			known, err := loadEntry(c.disk, name)
+			if err != nil {
+				c.log.Warn("a cached object is unreadable and was removed", "error", err)
+				if err := removeObject(c.disk, name); err != nil {
+					c.log.Warn("what is left of it could not be removed", "error", err)
+				}
 			}
+			c.mu.Lock()
+			close(e.gate)
+			e.gate, e.unread = nil, false
+			if err != nil {
+				delete(c.entries, name)
+				return nil
+			}
+			e.m, e.cached, e.charged, e.used, e.saved = known.m, known.cached, known.charged, known.used, true
+			c.room.add(e.charged)
+			c.list(e)
+		default:
+			return e
 		}
 	}
 }

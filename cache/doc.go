@@ -15,7 +15,7 @@
 // live.run (transfer), live.arrived (block on disk, readers woken). What lies
 // on disk is described in docs/cache-format.md and written down in layout.go.
 //
-// Lock order: Cache.mu, then live.mu, then one of the leaves scheduler.mu,
-// room.mu, overflow.mu, fdTable.mu. No lock is held over I/O except where the
-// comment of the field says so.
+// Lock order: Cache.evicting, live.flushing, Object.mu, Cache.mu, live.mu, then
+// one of the leaves scheduler.mu, room.mu, overflow.mu, link.mu, fdTable.mu. No
+// lock is held over I/O except where the comment of the field says so.
 package cache

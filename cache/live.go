@@ -253,10 +253,11 @@ func copyBlock(p []byte, off int64, b int, data []byte) {
 
 // read is the long way: it fetches what is missing and checks what was not
 // checked yet.
-func (l *live) read(ctx context.Context, p []byte, off int64) error {
+func (o *Object) read(ctx context.Context, p []byte, off int64) error {
+	l := o.l
 	first, end := span(off, int64(len(p)))
 	w := &waiter{p: p, off: off, first: first, state: make([]waitState, end-first)}
-	missed := false
+	missed, noted := false, false
 	// Each round either ends the read, or found damaged blocks and forgot
 	// them. That can happen a few times, not for ever.
 	for range 64 {
@@ -265,6 +266,10 @@ func (l *live) read(ctx context.Context, p []byte, off int64) error {
 		}
 		if err := l.join(w); err != nil {
 			return err
+		}
+		if !noted {
+			noted = true
+			o.note(off, int64(len(p))) // what this leads to comes after what was asked for
 		}
 		if w.done != nil {
 			missed = true

@@ -63,12 +63,12 @@ func (o *Object) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	o.note(off, int64(len(p)))
 	if l.readHit(p, off) {
 		l.hits.Add(1)
+		o.note(off, int64(len(p)))
 		return len(p), eof
 	}
-	if err := l.read(ctx, p, off); err != nil {
+	if err := o.read(ctx, p, off); err != nil {
 		return 0, err
 	}
 	return len(p), eof

@@ -14,21 +14,16 @@ func (c *Cache) open(spec Spec) (*Object, error) {
 	name := objectName(spec.Key)
 	for {
 		c.mu.Lock()
-		if c.closed {
-			c.mu.Unlock()
-			return nil, ErrClosed
-		}
 		if err := c.corrupt[name]; err != nil {
 			c.mu.Unlock()
 			return nil, err
 		}
-		e := c.entries[name]
-		switch {
-		case e != nil && e.gate != nil:
-			gate := e.gate
+		e := c.find(name)
+		if c.closed {
 			c.mu.Unlock()
-			<-gate // local work of a moment: a map is read, files are removed
-			continue
+			return nil, ErrClosed
+		}
+		switch {
 		case e != nil && spec.Size >= 0 && e.m.Size != spec.Size:
 			if e.live != nil {
 				c.mu.Unlock()
@@ -234,11 +229,12 @@ func (c *Cache) unload(l *live) {
 
 // Stat says how much of an object is here: how many bytes are on disk, its
 // size, and whether it is complete and checked. For an unknown key it is zero,
-// -1, false. It touches nothing but memory.
+// -1, false. It waits for nothing but local disk, and that only right after
+// Open.
 func (c *Cache) Stat(key string) (cached, size int64, complete bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.entries[objectName(key)]
+	e := c.find(objectName(key))
 	if e == nil {
 		return 0, -1, false
 	}
@@ -253,7 +249,7 @@ func (c *Cache) Stat(key string) (cached, size int64, complete bool) {
 func (c *Cache) Completed(key string) (done Completed, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.entries[objectName(key)]
+	e := c.find(objectName(key))
 	if e == nil || !e.m.Complete || e.m.SHA256 == "" {
 		return Completed{}, false
 	}
@@ -267,13 +263,7 @@ func (c *Cache) Remove(key string) error {
 	name := objectName(key)
 	for {
 		c.mu.Lock()
-		e := c.entries[name]
-		if e != nil && e.gate != nil {
-			gate := e.gate
-			c.mu.Unlock()
-			<-gate
-			continue
-		}
+		e := c.find(name)
 		if e != nil && e.live != nil {
 			l := e.live
 			if l.refs > 0 {
@@ -312,6 +302,7 @@ func (c *Cache) Pin(key string, on bool) error {
 	name := objectName(key)
 	c.mu.Lock()
 	defer c.mu.Unlock() // held over I/O: pins are rare, and their order counts
+	e := c.find(name)
 	if c.pins[name] == on {
 		return nil
 	}
@@ -324,7 +315,6 @@ func (c *Cache) Pin(key string, on bool) error {
 	if err != nil {
 		return fmt.Errorf("pin the cached object %s: %w", key, err)
 	}
-	e := c.entries[name]
 	if on {
 		c.pins[name] = true
 		if e != nil {

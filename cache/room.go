@@ -41,6 +41,13 @@ func (r *room) give(n int64, reserve bool) {
 	}
 }
 
+// add charges what is there already.
+func (r *room) add(n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.used += n
+}
+
 func (r *room) figures() (used, reserved int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -73,6 +80,15 @@ func (c *Cache) Reserve(n int64) (release func(), err error) {
 // charge makes n bytes of room, evicting the least recently used objects. It
 // must be called without locks, since it removes files.
 func (c *Cache) charge(n int64, reserve bool) error {
+	if c.room.limit > 0 {
+		<-c.scanned
+	}
+	if ok, _ := c.room.take(n, 0, reserve); ok {
+		return nil
+	}
+	// One at a time, so that two do not both evict where once is enough.
+	c.evicting.Lock()
+	defer c.evicting.Unlock()
 	flushed := false
 	for {
 		c.mu.Lock()

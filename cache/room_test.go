@@ -135,6 +135,9 @@ func TestUseSurvivesRestart(t *testing.T) {
 	openObject(t, c, spec).Close()
 	c.Close()
 	c = openCache(t, dir, Options{Limit: 2 * (size + overhead(size))})
+	if err := c.charge(0, false); err != nil {
+		t.Fatal(err)
+	}
 	if got := fmt.Sprint(here(c, 3)); got != "[0 1]" {
 		t.Errorf("after a restart with a lower limit the cache has %v, want [0 1]", got)
 	}
@@ -242,10 +245,10 @@ func TestDiskFull(t *testing.T) {
 
 func TestManyOpenObjects(t *testing.T) {
 	c := openCache(t, t.TempDir(), Options{})
-	c.fds.max = 20
+	c.fds.max = 8
 	var objects []*Object
 	var wants [][]byte
-	for i := range 200 {
+	for i := range 80 {
 		spec, src := keySpec(i, 3*blockSize)
 		o := openObject(t, c, spec)
 		objects, wants = append(objects, o), append(wants, src.data)
@@ -262,7 +265,7 @@ func TestManyOpenObjects(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := len(c.fds.open); n > 20 {
+	if n := len(c.fds.open); n > 8 {
 		t.Errorf("%d files are open", n)
 	}
 	// A file that the kernel reads from stays open.

@@ -157,14 +157,14 @@ func TestDemandBeforeBackground(t *testing.T) {
 	})
 }
 
-// TestScattered: of small reads at random, little more than what was asked for
-// is fetched, and nothing ahead of them.
+// TestScattered: of small reads at random, hardly more is fetched than what was
+// asked for: a little at first, while the cache learns that guesses are wrong.
 func TestScattered(t *testing.T) {
 	const n, rtt, rate = 32 << 20, 20 * time.Millisecond, mbit200
 	onLink(t, n, rtt, rate, Options{}, func(t *testing.T, o *Object, src *source) {
 		r := rand.New(rand.NewPCG(3, 4))
 		asked := int64(0)
-		for range 150 {
+		for range 80 {
 			off := r.Int64N(n - 4096)
 			if _, err := o.ReadAt(context.Background(), make([]byte, 4096), off); err != nil {
 				t.Fatal(err)
@@ -174,7 +174,7 @@ func TestScattered(t *testing.T) {
 		}
 		_, served := src.count()
 		t.Logf("%d bytes in whole blocks were asked for, %d fetched", asked, served)
-		if served > asked*5/4 {
+		if served > asked*11/10+1<<20 {
 			t.Errorf("%d bytes were fetched for %d", served, asked)
 		}
 	})

@@ -174,17 +174,12 @@ func (c *Cache) install(key string, size int64, tmp string, f file, charged int6
 	name := objectName(key)
 	for {
 		c.mu.Lock()
+		e := c.find(name)
 		if c.closed {
 			c.mu.Unlock()
 			return nil, ErrClosed
 		}
-		e := c.entries[name]
 		switch {
-		case e != nil && e.gate != nil:
-			gate := e.gate
-			c.mu.Unlock()
-			<-gate
-			continue
 		case e != nil && e.live != nil && e.live.refs == 0 && c.dirty[e.live]:
 			l := e.live
 			c.mu.Unlock()
