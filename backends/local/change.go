@@ -99,7 +99,8 @@ func (s *Store) present(ctx context.Context, img backends.Image) (string, error)
 		return pathOfKey(now.Key), err
 	}
 	p := pathOfKey(img.Key)
-	if _, _, ok := refOf(p); !ok {
+	_, _, isFile := refOf(p)
+	if _, isRecord := recordRef(p); !isFile && !isRecord {
 		return "", iofs.ErrNotExist
 	}
 	info, err := s.root.Lstat(p)
@@ -140,6 +141,12 @@ func (s *Store) rename(ctx context.Context, img backends.Image, to backends.Ref)
 	if err != nil {
 		return backends.Image{}, err
 	}
+	_, isRecord := recordRef(from)
+	if isRecord {
+		if dest = recordPath(to); to.Version != "" {
+			return backends.Image{}, fmt.Errorf("%w: a record has no version", backends.ErrInvalidName)
+		}
+	}
 	if dest != from {
 		if err := s.makeDirs(path.Dir(dest)); err != nil {
 			return backends.Image{}, err
@@ -151,6 +158,16 @@ func (s *Store) rename(ctx context.Context, img backends.Image, to backends.Ref)
 		if err := errors.Join(s.syncDir(path.Dir(dest)), s.left(from)); err != nil {
 			return backends.Image{}, err
 		}
+	}
+	if isRecord {
+		// The image's file, if there was one, is what was to be replaced.
+		if now, err := s.find(ctx, to); err == nil && pathOfKey(now.Key) != dest {
+			if err := s.root.Remove(pathOfKey(now.Key)); err != nil {
+				return backends.Image{}, err
+			}
+		}
+	} else if err := s.dropRecord(to); err != nil {
+		return backends.Image{}, err
 	}
 	f, _, ok, err := s.look(dest)
 	if err == nil && !ok {

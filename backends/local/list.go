@@ -26,10 +26,10 @@ func (s *Store) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			fail(err)
 			return
 		}
-		// Names with a version wait for the end: what they are called depends
-		// on the files beside them.
+		// Names with a version, and records, wait for the end: what becomes of
+		// them depends on the files beside them.
 		bare := map[backends.Ref]bool{}
-		versioned := map[backends.Ref][]backends.Image{}
+		later := map[backends.Ref][]found{}
 		stopped := false
 		err := s.walk(ctx, "", func(dir directory) error {
 			if dir.collection && !yield(backends.Entry{Collection: dir.path}, nil) {
@@ -37,13 +37,12 @@ func (s *Store) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 				return errStop
 			}
 			for _, f := range dir.images {
-				img := s.image(f)
-				if f.ref.Version != "" {
-					versioned[f.ref.Latest()] = append(versioned[f.ref.Latest()], img)
+				if f.ref.Version != "" || f.isRecord() {
+					later[f.ref.Latest()] = append(later[f.ref.Latest()], f)
 					continue
 				}
 				bare[f.ref] = true
-				if !yield(backends.Entry{Image: img}, nil) {
+				if !yield(backends.Entry{Image: s.image(f)}, nil) {
 					stopped = true
 					return errStop
 				}
@@ -57,17 +56,29 @@ func (s *Store) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			fail(err)
 			return
 		}
-		for ref, images := range versioned {
-			if !bare[ref] {
-				resolve(images)
-			}
-			for _, img := range images {
+		for ref, files := range later {
+			for _, img := range s.resolveBeside(bare[ref], files) {
 				if !yield(backends.Entry{Image: img}, nil) {
 					return
 				}
 			}
 		}
 	}
+}
+
+// resolveBeside is resolve for files beside which there is one with the bare
+// name, or is not.
+func (s *Store) resolveBeside(bare bool, files []found) []backends.Image {
+	if !bare {
+		return s.resolve(files)
+	}
+	var images []backends.Image
+	for _, f := range files {
+		if !f.isRecord() {
+			images = append(images, s.image(f))
+		}
+	}
+	return images
 }
 
 var errStop = errors.New("stop")
@@ -177,8 +188,11 @@ func (s *Store) openDir(dir string) (*os.File, error) {
 // is a symbolic link out of the folder.
 func (s *Store) look(p string) (f found, nested, ok bool, err error) {
 	ref, nested, ok := refOf(p)
+	recorded := false
 	if !ok {
-		return f, false, false, nil
+		if ref, recorded = recordRef(p); !recorded {
+			return f, false, false, nil
+		}
 	}
 	info, err := s.root.Lstat(p)
 	if err == nil && info.Mode()&iofs.ModeSymlink != 0 {
@@ -199,6 +213,11 @@ func (s *Store) look(p string) (f found, nested, ok bool, err error) {
 		return f, false, false, nil
 	}
 	f.path, f.ref, f.stamp = p, ref, stampOf(info)
+	if recorded {
+		if f.record, recorded, err = s.readRecord(p); err != nil || !recorded {
+			return found{}, false, false, err
+		}
+	}
 	return f, nested, true, nil
 }
 
@@ -244,7 +263,7 @@ func (s *Store) find(ctx context.Context, ref backends.Ref) (backends.Image, err
 	}
 	// What is left has its version in its name, which only a look into the
 	// directories tells.
-	var images []backends.Image
+	var files []found
 	for _, dir := range []string{bare.Collection, path.Join(bare.Collection, bare.Name)} {
 		d, err := s.readDir(ctx, dir)
 		if errors.Is(err, iofs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENAMETOOLONG) {
@@ -255,18 +274,20 @@ func (s *Store) find(ctx context.Context, ref backends.Ref) (backends.Image, err
 		}
 		for _, f := range d.images {
 			if f.ref.Latest() == bare && f.ref.Version != "" {
-				images = append(images, s.image(f))
+				files = append(files, f)
 			}
 		}
 	}
-	if ref.Version == "" {
-		resolve(images)
+	if f, _, ok, err := s.look(recordPath(bare)); err != nil && !errors.Is(err, unix.ENAMETOOLONG) {
+		return backends.Image{}, err
+	} else if ok {
+		files = append(files, f)
 	}
-	for _, img := range images {
+	for _, img := range s.resolveBeside(ref.Version != "", files) {
 		if ref.Version == "" && img.Ref == bare {
 			return img, nil
 		}
-		if ref.Version != "" && (img.Ref.Version == ref.Version || img.Revision == ref.Version) {
+		if ref.Version != "" && (img.Version == ref.Version || img.Revision == ref.Version) {
 			img.Ref.Version = ref.Version
 			return img, nil
 		}

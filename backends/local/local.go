@@ -8,7 +8,7 @@
 // image; the change feed is inotify, or a repeated look where that is not to
 // be had. Start at Client and Store; names.go says which file is which image,
 // push.go how an image gets there whole or not at all, watch.go how changes
-// are seen.
+// are seen, record.go how an image can be here without its bytes.
 package local
 
 import (
@@ -17,6 +17,7 @@ import (
 	"fmt"
 	iofs "io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -25,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/backends/pacer"
 )
 
 // Client is the local storage as the program knows it.
@@ -41,7 +43,7 @@ var Client = backends.Client{
 			}
 			dir = filepath.Join(home, ".singularity", "shub")
 		}
-		return New(dir, Options{Client: s.Client, Log: s.Log})
+		return New(dir, Options{Client: s.Client, Log: s.Log, Transport: s.Transport, UserAgent: s.UserAgent})
 	},
 }
 
@@ -51,6 +53,10 @@ type Options struct {
 	Client string
 	// Log gets what a user may want to know; nil for nobody.
 	Log *slog.Logger
+	// Transport sends the requests for images that are here as records alone;
+	// nil for http.DefaultTransport. UserAgent is sent with them.
+	Transport http.RoundTripper
+	UserAgent string
 	// NoInotify makes the change feed look again and again instead of being
 	// told, as it does by itself where inotify is not to be had.
 	NoInotify bool
@@ -64,6 +70,9 @@ type Store struct {
 	log    *slog.Logger
 	root   *os.Root
 	feed   *feed
+
+	web       *http.Client // for records' addresses
+	userAgent string
 
 	noInotify bool
 	poll      time.Duration // between two looks, where they are needed
@@ -80,6 +89,7 @@ var (
 	_ backends.Watcher   = (*Store)(nil)
 	_ backends.Usager    = (*Store)(nil)
 	_ backends.Localer   = (*Store)(nil)
+	_ backends.Recorder  = (*Store)(nil)
 )
 
 // New opens the store in dir, which is made when it does not exist, and removes
@@ -91,7 +101,10 @@ func New(dir string, o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{client: o.Client, log: o.Log, noInotify: o.NoInotify, poll: 2 * time.Second, busy: make(chan struct{}, 1)}
+	s := &Store{
+		client: o.Client, log: o.Log, noInotify: o.NoInotify, poll: 2 * time.Second, busy: make(chan struct{}, 1),
+		web: &http.Client{Transport: pacer.New(o.Transport, pacer.Options{Log: o.Log})}, userAgent: o.UserAgent,
+	}
 	fail := func(err error) (*Store, error) {
 		return nil, s.fail("open "+dir+" of", backends.Ref{}, err)
 	}

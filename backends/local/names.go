@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"path"
+	"path/filepath"
 	"strings"
 
 	"github.com/sregfs/sregfs/backends"
@@ -30,7 +31,7 @@ const nestedExtension = ".sif"
 func refOf(p string) (r backends.Ref, nested, ok bool) {
 	dir, base := path.Split(p)
 	dir = strings.TrimSuffix(dir, "/")
-	if strings.HasPrefix(base, ".") {
+	if strings.HasPrefix(base, ".") || !filepath.IsLocal(p) || path.Clean(p) != p {
 		return r, false, false
 	}
 	if r, ok = backends.ParseObject(base); !ok {
@@ -110,33 +111,52 @@ type found struct {
 	ref   backends.Ref // with the version that the name has
 	stamp stamp
 	link  bool // the name is a symbolic link
+	// record is set when the file is a record; see record.go.
+	record record
 }
+
+func (f found) isRecord() bool { return f.record.URL != "" }
 
 // image describes f. Its Ref has the name's version; see resolve.
 func (s *Store) image(f found) backends.Image {
+	if f.isRecord() {
+		img := backends.Image{
+			Ref: f.ref, Key: keyOf(f.path), Revision: f.stamp.String(), Size: f.record.Size,
+			Version: f.record.MD5, URL: shownURL(f.record.URL),
+		}
+		if f.record.MD5 != "" {
+			img.Sum = backends.Checksum{Algorithm: backends.MD5, Hex: f.record.MD5}
+		}
+		return img
+	}
 	return backends.Image{
 		Ref: f.ref, Key: keyOf(f.path), Revision: f.stamp.String(), Size: f.stamp.size,
 		Version: f.ref.Version, Modified: unixTime(f.stamp.mtime), URL: s.urlOf(f.path),
 	}
 }
 
-// resolve gives the images of one name, which may differ in version, their
-// Refs: where no file has the bare name, the newest has it, as its finder
-// expects. The others are found by version.
-func resolve(images []backends.Image) {
-	newest := -1
-	for i, img := range images {
-		if img.Ref.Version == "" {
-			return
+// resolve describes the files of one name, which may differ in version. A
+// record gives way to files. Where no file has the bare name, the newest has
+// it, as its finder expects, and the others are found by version.
+func (s *Store) resolve(files []found) []backends.Image {
+	images := make([]backends.Image, 0, len(files))
+	bare, newest := false, -1
+	for _, f := range files {
+		if f.isRecord() && len(files) > 1 {
+			continue // there is one record at most
 		}
+		img := s.image(f)
+		bare = bare || img.Ref.Version == ""
 		if newest < 0 || img.Modified.After(images[newest].Modified) ||
 			img.Modified.Equal(images[newest].Modified) && img.Key < images[newest].Key {
-			newest = i
+			newest = len(images)
 		}
+		images = append(images, img)
 	}
-	if newest >= 0 {
+	if !bare && newest >= 0 {
 		images[newest].Ref = images[newest].Ref.Latest()
 	}
+	return images
 }
 
 // best is the newest of several files with one bare name, of equally new ones

@@ -92,6 +92,8 @@ func (s *Store) push(ctx context.Context, ref backends.Ref, r io.ReaderAt, size 
 		return backends.Image{}, err
 	}
 	if now != nil && (c.Replaces == nil || c.Replaces.Key != now.Key || c.Replaces.Revision != now.Revision) {
+		// Somebody else was first. If that was with the same content, all is
+		// well: a push whose answer was lost is tried again that way.
 		if same, err := s.holds(ctx, *now, size, c.MD5); err != nil || !same {
 			return backends.Image{}, errors.Join(backends.ErrStale, err)
 		}
@@ -104,7 +106,7 @@ func (s *Store) push(ctx context.Context, ref backends.Ref, r io.ReaderAt, size 
 		return backends.Image{}, err
 	}
 	placed = true
-	if err := s.syncDir(path.Dir(p)); err != nil {
+	if err := errors.Join(s.syncDir(path.Dir(p)), s.dropRecord(ref)); err != nil {
 		return backends.Image{}, err
 	}
 	info, err := tmp.file.Stat() // of the file, whatever its name is by now
@@ -130,17 +132,31 @@ func (s *Store) destination(ctx context.Context, ref backends.Ref) (string, *bac
 	if err != nil {
 		return "", nil, err
 	}
-	have, _, _ := refOf(pathOfKey(now.Key))
-	if have.Version != ref.Version {
+	have, _, isFile := refOf(pathOfKey(now.Key))
+	switch {
+	case !isFile:
+		return p, &now, nil // a record, which the file is to replace
+	case have.Version != ref.Version:
 		// A file that names its version keeps it; the new one stands beside it.
 		return p, nil, nil
 	}
 	return pathOfKey(now.Key), &now, nil
 }
 
-// holds reports whether img's file has that size and MD5.
+// dropRecord removes the record that a file has replaced.
+func (s *Store) dropRecord(ref backends.Ref) error {
+	if _, _, ok, err := s.look(recordPath(ref)); err != nil || !ok || ref.Version != "" {
+		return nil // it gives way to the file anyhow
+	}
+	if err := s.root.Remove(recordPath(ref)); err != nil && !errors.Is(err, iofs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// holds reports whether img is a file of that size and MD5.
 func (s *Store) holds(ctx context.Context, img backends.Image, size int64, sum string) (bool, error) {
-	if sum == "" || img.Size != size {
+	if _, isRecord := recordRef(pathOfKey(img.Key)); isRecord || sum == "" || img.Size != size {
 		return false, nil
 	}
 	rc, err := s.OpenRange(ctx, img, 0, -1)

@@ -21,6 +21,10 @@ func (s *Store) OpenRange(ctx context.Context, img backends.Image, off, n int64)
 	if off < 0 {
 		return nil, s.fail("read", img.Ref, fmt.Errorf("negative offset %d", off))
 	}
+	if _, ok := recordRef(pathOfKey(img.Key)); ok {
+		rc, err := s.openRecorded(ctx, img, off, n)
+		return rc, s.fail("read", img.Ref, err)
+	}
 	f, st, err := s.open(ctx, img)
 	if err != nil {
 		return nil, s.fail("read", img.Ref, err)
@@ -33,8 +37,12 @@ func (s *Store) OpenRange(ctx context.Context, img backends.Image, off, n int64)
 }
 
 // LocalFile opens the file itself. Who reads it must look out for changes that
-// other programs make to it in place.
+// other programs make to it in place. An image that is here as a record has no
+// file: errors.ErrUnsupported.
 func (s *Store) LocalFile(ctx context.Context, img backends.Image) (*os.File, error) {
+	if _, ok := recordRef(pathOfKey(img.Key)); ok {
+		return nil, s.fail("open", img.Ref, errors.ErrUnsupported)
+	}
 	f, _, err := s.open(ctx, img)
 	return f, s.fail("open", img.Ref, err)
 }

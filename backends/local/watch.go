@@ -5,6 +5,9 @@ import (
 	"errors"
 	iofs "io/fs"
 	"maps"
+	"path"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sregfs/sregfs/backends"
@@ -271,6 +274,10 @@ func (w *watcher) remove(f found) {
 		delete(w.groups, g)
 	}
 	w.touched[g] = true
+	w.tellGone(f)
+}
+
+func (w *watcher) tellGone(f found) {
 	delete(w.told, f.path)
 	w.changes = append(w.changes, backends.Change{Deleted: true,
 		Entry: backends.Entry{Image: backends.Image{Ref: f.ref, Key: keyOf(f.path)}}})
@@ -283,6 +290,9 @@ func (w *watcher) drop(dir string) {
 		return
 	}
 	delete(w.dirs, dir)
+	if up := w.dirs[parent(dir)]; up != nil {
+		delete(up.dirs, dir)
+	}
 	for _, f := range d.images {
 		w.remove(f)
 	}
@@ -298,22 +308,31 @@ func (w *watcher) drop(dir string) {
 	}
 }
 
+// parent is the path of the directory that holds dir.
+func parent(dir string) string {
+	up, _ := path.Split(dir)
+	return strings.TrimSuffix(up, "/")
+}
+
 // finish tells of the images whose file or name has changed. What an image is
 // called can depend on the others of its name; see resolve.
 func (w *watcher) finish() {
 	for g := range w.touched {
-		var images []backends.Image
-		for _, f := range w.groups[g] {
-			images = append(images, w.store.image(f))
-		}
-		resolve(images)
-		for _, img := range images {
+		files := slices.Collect(maps.Values(w.groups[g]))
+		shown := map[string]bool{}
+		for _, img := range w.store.resolve(files) {
 			p := pathOfKey(img.Key)
+			shown[p] = true
 			if was, ok := w.told[p]; ok && was.Ref == img.Ref && was.Revision == img.Revision {
 				continue
 			}
 			w.told[p] = img
 			w.changes = append(w.changes, backends.Change{Entry: backends.Entry{Image: img}})
+		}
+		for _, f := range files {
+			if _, told := w.told[f.path]; told && !shown[f.path] {
+				w.tellGone(f)
+			}
 		}
 	}
 	clear(w.touched)
