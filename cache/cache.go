@@ -66,7 +66,8 @@ type Fetcher interface {
 type Spec struct {
 	// Key names the content: two specs of one key are the same bytes.
 	Key string
-	// Size in bytes. It may be negative when the key is known to the cache.
+	// Size in bytes, at most 1 TiB. It may be negative when the key is known to
+	// the cache.
 	Size int64
 	// Sum is what the whole must hash to. Without one, a complete object is
 	// trusted as far as its transfers are.
@@ -462,6 +463,8 @@ func (c *Cache) Close() error {
 	for _, e := range c.entries {
 		if e.live != nil {
 			e.live.closeFile()
+			e.used = time.Now()
+			c.noteUse(e)
 		}
 	}
 	c.mu.Unlock()

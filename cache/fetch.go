@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -90,8 +91,12 @@ func (l *live) run(t *transfer) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ctx.Err() != nil && l.ctx.Err() == nil {
+	switch {
+	case ctx.Err() == nil:
+	case l.ctx.Err() == nil:
 		err = nil // it was ended for those who left; others have come since
+	default:
+		err = fmt.Errorf("fetch %s: %w", l.key, context.Cause(l.ctx))
 	}
 	l.transfers = slices.DeleteFunc(l.transfers, func(o *transfer) bool { return o == t })
 	for w := range l.waiters {
@@ -314,10 +319,15 @@ func (l *live) store(t *transfer, b int, data []byte) error {
 			return err
 		}
 	}
-	err := l.withData(func(f file) error {
+	write := func(f file) error {
 		_, err := f.WriteAt(data, int64(b)*blockSize)
 		return err
-	})
+	}
+	err := l.withData(write)
+	if errors.Is(err, syscall.ENOSPC) && l.c.evictOne() {
+		// Others use this disk too, so it can be full below the limit.
+		err = l.withData(write)
+	}
 	if err != nil {
 		l.c.stats.uncached.Add(1)
 		l.c.diskTrouble(l.key, err)

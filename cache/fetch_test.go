@@ -368,3 +368,64 @@ func TestFillEndsWithItsContext(t *testing.T) {
 		}
 	})
 }
+
+// TestOneSlot: with a single slot, a demand read waits for a piece of the
+// background work and not for all of it.
+func TestOneSlot(t *testing.T) {
+	inBubble(t, Options{Parallel: 1}, func(t *testing.T, c *Cache, _ *memDisk) {
+		src := &source{data: content(16<<20, 1), rtt: 10 * time.Millisecond, pipe: &pipe{rate: 1 << 20}}
+		o := mustOpen(t, c, specOf(src))
+		defer o.Close()
+		ctx, cancel := context.WithCancel(context.Background())
+		filled := make(chan error)
+		go func() { filled <- o.Fill(ctx) }()
+		time.Sleep(time.Second)
+		start := time.Now()
+		mustRead(t, o, src.data, 15<<20, 100)
+		if d := time.Since(start); d > 200*time.Millisecond {
+			t.Errorf("a demand read took %v", d)
+		}
+		cancel()
+		<-filled
+	})
+}
+
+// TestCloseOfTheCache ends whatever is under way.
+func TestCloseOfTheCache(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, c *Cache, _ *memDisk) {
+		src := &source{data: content(16<<20, 1), rtt: time.Hour}
+		o := mustOpen(t, c, specOf(src))
+		errs := make(chan error)
+		go func() {
+			_, err := o.ReadAt(context.Background(), make([]byte, 10), 0)
+			errs <- err
+		}()
+		go func() { errs <- o.Fill(context.Background()) }()
+		go func() {
+			_, err := c.Build(context.Background(), "b", func(ctx context.Context, w *Writer) error {
+				<-ctx.Done()
+				return context.Cause(ctx)
+			})
+			errs <- err
+		}()
+		time.Sleep(time.Second)
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		for range 3 {
+			if err := <-errs; !errors.Is(err, ErrClosed) {
+				t.Errorf("got %v", err)
+			}
+		}
+		if _, err := o.ReadAt(context.Background(), make([]byte, 10), 0); !errors.Is(err, ErrClosed) {
+			t.Errorf("ReadAt: %v", err)
+		}
+		if _, err := c.Object(specOf(src)); !errors.Is(err, ErrClosed) {
+			t.Errorf("Object: %v", err)
+		}
+		if _, err := c.Build(context.Background(), "b", nil); !errors.Is(err, ErrClosed) {
+			t.Errorf("Build: %v", err)
+		}
+		o.Close()
+	})
+}

@@ -31,6 +31,10 @@ const (
 	tmpPrefix  = "tmp."  // in the making; swept at the next Open
 
 	slotSize = 8
+
+	// maxSize bounds an object: what is kept in memory of an open one grows
+	// with it (a thousandth of its size in all).
+	maxSize = 1 << 40
 )
 
 // castagnoli is the checksum of blocks and slots: CRC-32C, which the processor
@@ -94,7 +98,7 @@ func parseMeta(b []byte) (meta, error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return meta{}, fmt.Errorf("%w: %w", errBadMeta, err)
 	}
-	if m.Version != formatVersion || m.Block != blockSize || m.Size < 0 || m.Size > 1<<46 || m.Key == "" {
+	if m.Version != formatVersion || m.Block != blockSize || m.Size < 0 || m.Size > maxSize || m.Key == "" {
 		return meta{}, errBadMeta
 	}
 	return m, nil

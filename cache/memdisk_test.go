@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -152,7 +153,8 @@ func (d *memDisk) Rename(from, to string) error {
 	return nil
 }
 
-func (d *memDisk) Import(path, name string) error { return errors.ErrUnsupported }
+// Import fails as between two file systems.
+func (d *memDisk) Import(path, name string) error { return syscall.EXDEV }
 func (d *memDisk) Export(name, path string) error { return errors.ErrUnsupported }
 
 func (d *memDisk) Remove(name string) error {

@@ -11,6 +11,9 @@ import (
 
 // open is Object without the sentence around its errors.
 func (c *Cache) open(spec Spec) (*Object, error) {
+	if spec.Size > maxSize {
+		return nil, fmt.Errorf("%d bytes are more than the cache takes of one object", spec.Size)
+	}
 	name := objectName(spec.Key)
 	for {
 		c.mu.Lock()
@@ -80,7 +83,9 @@ func (c *Cache) load(e *entry) *live {
 		}
 		var mf file
 		if err == nil {
-			mf, err = c.disk.Open(e.name+mapSuffix, 0)
+			if mf, err = c.disk.Open(e.name+mapSuffix, 0); err != nil {
+				err = errors.Join(err, c.disk.Remove(e.name+mapSuffix))
+			}
 		}
 		if err == nil {
 			err = readMap(mf, &e.m, func(b int, crc uint32) {
@@ -212,6 +217,9 @@ func (c *Cache) unload(l *live) {
 		close(e.idle)
 		e.idle = nil
 	}
+	if c.closed {
+		return // the disk is closed; the next Open sweeps
+	}
 	if !e.saved {
 		// Nothing of it ever reached the disk, or nothing that counts.
 		delete(c.entries, e.name)
@@ -221,10 +229,15 @@ func (c *Cache) unload(l *live) {
 		}
 		return
 	}
-	if err := c.disk.Touch(e.name+mapSuffix, e.used); err != nil && !errors.Is(err, os.ErrNotExist) {
-		c.log.Debug("the time of use could not be noted", "key", l.key, "error", err)
-	}
+	c.noteUse(e)
 	c.list(e)
+}
+
+// noteUse makes e.used durable, or tries to.
+func (c *Cache) noteUse(e *entry) {
+	if err := c.disk.Touch(e.name+mapSuffix, e.used); err != nil && !errors.Is(err, os.ErrNotExist) {
+		c.log.Debug("the time of use could not be noted", "key", e.m.Key, "error", err)
+	}
 }
 
 // Stat says how much of an object is here: how many bytes are on disk, its

@@ -131,6 +131,13 @@ func (c *Cache) evictOldest() bool {
 	return true
 }
 
+// evictOne is evictOldest for those who do not make room.
+func (c *Cache) evictOne() bool {
+	c.evicting.Lock()
+	defer c.evicting.Unlock()
+	return c.evictOldest()
+}
+
 // startRemoval takes e, which is idle, out of the list of those that may be
 // evicted, so that this caller alone removes it. The caller holds c.mu.
 func (c *Cache) startRemoval(e *entry) {

@@ -243,6 +243,30 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// TestDiskFullOfOldObjects: a disk that is full below the limit is made use of
+// by giving up what was used least recently.
+func TestDiskFullOfOldObjects(t *testing.T) {
+	const size = 10 * blockSize
+	inBubble(t, Options{}, func(t *testing.T, c *Cache, d *memDisk) {
+		for i := range 3 {
+			spec, _ := keySpec(i, size)
+			fillAndClose(t, c, spec)
+			c.flushAll()
+		}
+		d.before = func(op, name string) error {
+			if op == "write" && len(d.names) > 9 { // three files each
+				return syscall.ENOSPC
+			}
+			return nil
+		}
+		spec, _ := keySpec(3, size)
+		fillAndClose(t, c, spec)
+		if got := fmt.Sprint(here(c, 4)); got != "[1 2 3]" {
+			t.Errorf("the cache has %v, want [1 2 3]", got)
+		}
+	})
+}
+
 func TestManyOpenObjects(t *testing.T) {
 	c := openCache(t, t.TempDir(), Options{})
 	c.fds.max = 8
@@ -429,31 +453,38 @@ func TestAdoptIntoAnOpenObject(t *testing.T) {
 }
 
 func TestAdoptAcrossFileSystems(t *testing.T) {
-	const shm = "/dev/shm"
-	tmp := t.TempDir()
-	var a, b syscall.Stat_t
-	if syscall.Stat(shm, &a) != nil || syscall.Stat(tmp, &b) != nil || a.Dev == b.Dev {
-		t.Skip("this machine has no second file system to copy from")
-	}
-	src, err := os.MkdirTemp(shm, "adopt")
-	if err != nil {
-		t.Skip("no room on the second file system:", err)
-	}
-	defer os.RemoveAll(src)
+	path := filepath.Join(t.TempDir(), "staged")
 	data := content(200_000, 1)
-	path := filepath.Join(src, "staged")
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c := openCache(t, tmp, Options{})
-	if err := c.Adopt("k", path, int64(len(data))); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Error("the adopted file is still there")
-	}
-	o := openObject(t, c, Spec{Key: "k", Size: -1})
-	mustRead(t, o, data, 0, len(data))
+	inBubble(t, Options{Limit: 300_000}, func(t *testing.T, c *Cache, d *memDisk) {
+		d.before = func(op, name string) error {
+			if op == "write" {
+				return syscall.EIO
+			}
+			return nil
+		}
+		if err := c.Adopt("k", path, int64(len(data))); !errors.Is(err, syscall.EIO) {
+			t.Errorf("Adopt onto a broken disk: %v", err)
+		}
+		if _, err := os.Stat(path); err != nil {
+			t.Fatalf("a file that could not be adopted is gone: %v", err)
+		}
+		d.before = nil
+		if err := c.Adopt("k", path, int64(len(data))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Error("the adopted file is still there")
+		}
+		o := mustOpen(t, c, Spec{Key: "k", Size: -1})
+		mustRead(t, o, data, 0, len(data))
+		o.Close()
+		if s := c.Stats(); s.Used != int64(len(data))+overhead(int64(len(data))) {
+			t.Errorf("the account is off: %+v", s)
+		}
+	})
 }
 
 func TestRemove(t *testing.T) {

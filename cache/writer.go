@@ -122,8 +122,8 @@ func (w *Writer) Commit(size int64) error {
 }
 
 func (w *Writer) commit(size int64) error {
-	if size < 0 {
-		return errors.New("negative size")
+	if size < 0 || size > maxSize {
+		return fmt.Errorf("it cannot have %d bytes", size)
 	}
 	if err := w.reach(size); err != nil {
 		return err
@@ -403,7 +403,7 @@ func (c *Cache) Build(ctx context.Context, key string, build func(ctx context.Co
 func (c *Cache) openComplete(key string) (*Object, error) {
 	o, err := c.Object(Spec{Key: key, Size: -1})
 	switch {
-	case errors.Is(err, ErrNotCached):
+	case errors.Is(err, ErrNotCached), errors.Is(err, ErrCorrupt):
 		return nil, nil
 	case err != nil:
 		return nil, err
