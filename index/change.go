@@ -102,7 +102,7 @@ func (x *Index) change(ctx context.Context, doing, client string, f func(c *chan
 		if err != nil {
 			return err
 		}
-		c := &change{txn: t, id: id, client: client, now: now, left: map[int64]bool{}}
+		c := &change{txn: t, id: id, client: client, now: now, left: map[int64]bool{}, places: places{max: x.maxPlaces}}
 		if err := f(c); err != nil {
 			return err
 		}

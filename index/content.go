@@ -218,14 +218,14 @@ func (x *Index) Notes(ctx context.Context, kind string) iter.Seq2[Note, error] {
 				}
 				after = sql.NullString{String: n.Key, Valid: true}
 			}
-			more = len(notes) == page
+			more = len(notes) == x.page
 		}
 	}
 }
 
 func (x *Index) notes(ctx context.Context, kind string, after sql.NullString) ([]Note, error) {
 	rows, err := x.state.read.rows(ctx, `SELECT key, data FROM note
-		WHERE kind = ?1 AND (?2 IS NULL OR key > ?2) ORDER BY key LIMIT ?3`, kind, after, page)
+		WHERE kind = ?1 AND (?2 IS NULL OR key > ?2) ORDER BY key LIMIT ?3`, kind, after, x.page)
 	if err != nil {
 		return nil, err
 	}

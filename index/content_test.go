@@ -195,12 +195,13 @@ func TestNotes(t *testing.T) {
 	}
 	check(t, "Notes", got, []string{"=empty key", "a=", "b=2"})
 
+	x.page = 50
 	tx, err := x.state.write.BeginTx(ctx, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tx.Rollback()
-	for n := range 2*page + 1 {
+	for n := range 2*x.page + 1 {
 		if _, err := tx.Exec(`INSERT INTO note VALUES ('many', ?, 'd')`, fmt.Sprintf("%06d", n)); err != nil {
 			t.Fatal(err)
 		}
@@ -212,7 +213,7 @@ func TestNotes(t *testing.T) {
 	for _, n := range collect(t, x.Notes(ctx, "many")) {
 		keys = append(keys, n.Key)
 	}
-	if len(keys) != 2*page+1 || !slices.IsSorted(keys) {
+	if len(keys) != 2*x.page+1 || !slices.IsSorted(keys) {
 		t.Errorf("%d notes, in order %v", len(keys), slices.IsSorted(keys))
 	}
 }

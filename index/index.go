@@ -49,6 +49,9 @@ type Index struct {
 	writing chan struct{} // holds a token while this process writes the state
 	clients sync.Map      // name → number; a client's number never changes
 
+	page      int // rows that are read at once while a caller iterates
+	maxPlaces int // places that a Diff tells singly
+
 	indexing chan struct{} // wakes the search indexer
 	cancel   context.CancelFunc
 	work     sync.WaitGroup
@@ -72,7 +75,7 @@ func Open(ctx context.Context, o Options) (*Index, error) {
 		return nil, fmt.Errorf("open the index: %w", err)
 	}
 	x := &Index{
-		log: log, state: st,
+		log: log, state: st, page: defaultPage, maxPlaces: defaultPlaces,
 		writing:  make(chan struct{}, 1),
 		indexing: make(chan struct{}, 1),
 	}
@@ -130,12 +133,17 @@ type Place struct {
 	File string
 }
 
-// maxPlaces is how many places a Diff tells singly. Telling the kernel costs a
-// system call each; past this, dropping everything is cheaper.
-const maxPlaces = 2000
+const (
+	// defaultPage keeps a loop over many images below a few hundred kilobytes.
+	defaultPage = 2000
+	// Telling the kernel costs a system call for each place; past this, dropping
+	// everything is cheaper.
+	defaultPlaces = 2000
+)
 
 // places gathers a Diff.
 type places struct {
+	max  int
 	seen map[Place]bool
 	full bool
 }
@@ -147,7 +155,7 @@ func (p *places) add(dir, file string) {
 	if p.seen == nil {
 		p.seen = map[Place]bool{}
 	}
-	if len(p.seen) == maxPlaces && !p.seen[Place{dir, file}] {
+	if len(p.seen) == p.max && !p.seen[Place{dir, file}] {
 		p.full, p.seen = true, nil
 		return
 	}

@@ -84,9 +84,6 @@ func (x *Index) images(ctx context.Context, client, query string, args ...any) (
 	return all, rows.Err()
 }
 
-// page is how many rows are read at once while a caller iterates.
-const page = 2000
-
 // Images yields the newest image of each name in a directory, by file name in
 // byte order. It holds nothing while the loop body runs, and tells of changes
 // that come meanwhile or not, but of each name once. An error ends it.
@@ -113,7 +110,7 @@ func (x *Index) Images(ctx context.Context, client, dir string) iter.Seq2[backen
 			// the empty one.
 			query = imageSelect + `WHERE c.client = ?1 AND c.dir = ?2 AND ?3 = ?3 AND i.file > ?4 ORDER BY i.file LIMIT ?5`
 		}
-		after, size := "", page
+		after, size := "", x.page
 		for {
 			all, err := x.images(ctx, client, query, id, dir, collections[0], after, size)
 			if err != nil {
@@ -146,7 +143,7 @@ func (x *Index) Images(ctx context.Context, client, dir string) iter.Seq2[backen
 			if last {
 				return
 			}
-			after, size = all[len(all)-1].place.File, page
+			after, size = all[len(all)-1].place.File, x.page
 		}
 	}
 }
@@ -215,7 +212,7 @@ func (x *Index) IDs(ctx context.Context, client string) iter.Seq2[string, error]
 		for after := objectID; ; {
 			rows, err := x.state.read.rows(ctx, `SELECT object FROM image
 				WHERE client = ? AND object > ? AND object < ? ORDER BY object LIMIT ?`,
-				id, after, "j", page)
+				id, after, "j", x.page)
 			objects, err := list[string](rows, err)
 			if err != nil {
 				yield("", x.state.failed("list ids of "+client, err))
@@ -226,7 +223,7 @@ func (x *Index) IDs(ctx context.Context, client string) iter.Seq2[string, error]
 					return
 				}
 			}
-			if len(objects) < page {
+			if len(objects) < x.page {
 				return
 			}
 			after = objects[len(objects)-1]

@@ -138,6 +138,7 @@ func TestNamesThatAreOneInTheTree(t *testing.T) {
 // over a page's end or fill several.
 func TestImagesPages(t *testing.T) {
 	x := openTest(t)
+	x.page = 100
 	var images []backends.Image
 	var want []string
 	n := 0
@@ -152,11 +153,11 @@ func TestImagesPages(t *testing.T) {
 		}
 		want = append(want, fmt.Sprintf("%s:1.simg %d", name, newest))
 	}
-	for k := range page - 2 {
+	for k := range x.page - 2 {
 		add(fmt.Sprintf("b%05d", k), 1)
 	}
 	add("c", 5)
-	add("d", 24*(page/24+1))
+	add("d", 24*(2*x.page/24+1))
 	add("e", 1)
 	replace(t, x, images)
 	var got []string

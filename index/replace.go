@@ -197,7 +197,7 @@ func (r *replacement) collection(name string, own bool, object, path string) (in
 
 // commit makes the client hold what was staged.
 func (r *replacement) commit(t *txn) (Diff, error) {
-	var places places
+	places := places{max: r.x.maxPlaces}
 	now, err := t.tick()
 	if err != nil {
 		return Diff{}, err
@@ -233,7 +233,7 @@ func (r *replacement) commit(t *txn) (Diff, error) {
 	if err != nil {
 		return Diff{}, err
 	}
-	if put+gone > maxPlaces {
+	if put+gone > int64(r.x.maxPlaces) {
 		places.full, places.seen = true, nil
 	} else if put+gone > 0 {
 		if err := r.tell(t, &places); err != nil {

@@ -72,7 +72,7 @@ func (x *Index) search(ctx context.Context, client, word string, limit int) ([]F
 	waiting := false
 	for after := int64(0); !full(); {
 		all, err := x.found(ctx, foundSelect+`JOIN search_queue q ON q.id = i.id
-			WHERE q.id > ?1 AND (?2 = 0 OR i.client = ?2) ORDER BY q.id LIMIT ?3`, after, id, page)
+			WHERE q.id > ?1 AND (?2 = 0 OR i.client = ?2) ORDER BY q.id LIMIT ?3`, after, id, x.page)
 		if err != nil {
 			return nil, err
 		}
@@ -81,7 +81,7 @@ func (x *Index) search(ctx context.Context, client, word string, limit int) ([]F
 			keep(s)
 			after = s.id
 		}
-		if len(all) < page {
+		if len(all) < x.page {
 			break
 		}
 	}
@@ -93,7 +93,7 @@ func (x *Index) search(ctx context.Context, client, word string, limit int) ([]F
 		query, match = searchTrigram, trigrams(word)
 	}
 	for after := int64(0); !full(); {
-		all, err := x.found(ctx, query, after, id, page, word, match)
+		all, err := x.found(ctx, query, after, id, x.page, word, match)
 		if err != nil {
 			return nil, err
 		}
@@ -101,7 +101,7 @@ func (x *Index) search(ctx context.Context, client, word string, limit int) ([]F
 			keep(s)
 			after = s.id
 		}
-		if len(all) < page {
+		if len(all) < x.page {
 			break
 		}
 	}

@@ -122,12 +122,14 @@ func TestSearch(t *testing.T) {
 // TestSearchPages finds more than one page of them.
 func TestSearchPages(t *testing.T) {
 	x, ctx := openTest(t), t.Context()
-	if _, err := x.ReplaceListing(ctx, "dropbox", synthetic(page+10, 0), ""); err != nil {
+	x.page = 50
+	n := 2*x.page + 10
+	if _, err := x.ReplaceListing(ctx, "dropbox", synthetic(n, 0), ""); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
 		for _, word := range []string{"im", "image"} {
-			if found, err := x.Search(ctx, "", word, 0); err != nil || len(found) != page+10 {
+			if found, err := x.Search(ctx, "", word, 0); err != nil || len(found) != n {
 				t.Errorf("Search(%q) finds %d, %v", word, len(found), err)
 			}
 		}
