@@ -214,7 +214,7 @@ func (s *Store) look(p string) (f found, nested, ok bool, err error) {
 	}
 	f.path, f.ref, f.stamp = p, ref, stampOf(info)
 	if recorded {
-		if f.record, recorded, err = s.readRecord(p); err != nil || !recorded {
+		if f.record, err = s.readRecord(p); err != nil || f.record == nil {
 			return found{}, false, false, err
 		}
 	}

@@ -17,8 +17,9 @@ import (
 //	COLLECTION/NAME.simg            without a tag, which is then latest; .sif and .img as well
 //	COLLECTION/NAME:TAG@VERSION.simg
 //	COLLECTION/NAME/TAG.sif         and TAG@VERSION.sif: the later Python client
+//	COLLECTION/NAME:TAG.url         a record without a file; see record.go
 //
-// The last is told from an image "TAG" in a collection "COLLECTION/NAME" by
+// The later Python client's is told from an image "TAG" in a collection "COLLECTION/NAME" by
 // having no colon in its name, and .sif, which that client always writes.
 // Whatever begins with a dot is no image: such names are what other programs
 // hide.
@@ -112,10 +113,10 @@ type found struct {
 	stamp stamp
 	link  bool // the name is a symbolic link
 	// record is set when the file is a record; see record.go.
-	record record
+	record *record
 }
 
-func (f found) isRecord() bool { return f.record.URL != "" }
+func (f found) isRecord() bool { return f.record != nil }
 
 // image describes f. Its Ref has the name's version; see resolve.
 func (s *Store) image(f found) backends.Image {

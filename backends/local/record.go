@@ -11,9 +11,12 @@ import (
 	iofs "io/fs"
 	"net/http"
 	"net/url"
+	"os"
 	"path"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sregfs/sregfs/backends"
 )
@@ -64,23 +67,25 @@ func recordRef(p string) (backends.Ref, bool) {
 	return ref, ok && !nested && ref.Version == "" && recordPath(ref) == p
 }
 
-// readRecord reads the record at p; ok is false when there is none, or
-// something else.
-func (s *Store) readRecord(p string) (r record, ok bool, err error) {
-	f, err := s.root.Open(p)
+// readRecord reads the record at p. It is nil when there is none, or something
+// else.
+func (s *Store) readRecord(p string) (*record, error) {
+	f, err := s.root.OpenFile(p, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, iofs.ErrNotExist) {
-		return r, false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return r, false, err
+		return nil, err
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxRecord))
 	if err != nil {
-		return r, false, err
+		return nil, err
 	}
-	r, ok = parseRecord(data)
-	return r, ok, nil
+	if r, ok := parseRecord(data); ok {
+		return &r, nil
+	}
+	return nil, nil
 }
 
 // Record asks the server at rawURL for the image's size and notes it. An image
@@ -259,7 +264,7 @@ func (s *Store) openRecorded(ctx context.Context, img backends.Image, off, n int
 		return nil, err
 	}
 	if !ok || f.stamp.String() != img.Revision {
-		return nil, backends.ErrStale
+		return nil, backends.ErrStale // it has gone, or is another one
 	}
 	off = min(off, f.record.Size)
 	if n < 0 || n > f.record.Size-off {

@@ -23,9 +23,8 @@ type watcher struct {
 	inotify *inotify // nil where it is not to be had
 	every   bool     // look from time to time as well; others' changes may not be told
 
-	dirs   map[string]*watched               // by path
-	groups map[backends.Ref]map[string]found // by name without version, then path
-	told   map[string]backends.Image         // what the feed last said, by path
+	dirs   map[string]*watched       // by path
+	groups map[backends.Ref][]*known // by name without version
 
 	// What the comparison under way has found.
 	touched map[backends.Ref]bool
@@ -35,9 +34,17 @@ type watcher struct {
 // watched is a directory as it was last seen.
 type watched struct {
 	collection bool
-	images     map[string]found
+	images     map[string]*known // by path
 	dirs       map[string]bool
 	links      bool // there are symbolic links, whose targets change unseen
+}
+
+// known is an image's file as it was last seen. There may be very many.
+type known struct {
+	found
+	told   bool  // the feed has told of it
+	shown  bool  // as the image of the bare name
+	before stamp // what it told of
 }
 
 const (
@@ -50,7 +57,7 @@ const (
 
 func newWatcher(s *Store) *watcher {
 	w := &watcher{store: s,
-		dirs: map[string]*watched{}, groups: map[backends.Ref]map[string]found{}, told: map[string]backends.Image{},
+		dirs: map[string]*watched{}, groups: map[backends.Ref][]*known{},
 		touched: map[backends.Ref]bool{}}
 	if s.noInotify {
 		w.every = true
@@ -206,7 +213,7 @@ func (w *watcher) look(ctx context.Context, dir string, deep bool) error {
 	}
 	was := w.dirs[dir]
 	if was == nil {
-		was = &watched{images: map[string]found{}, dirs: map[string]bool{}}
+		was = &watched{images: map[string]*known{}, dirs: map[string]bool{}}
 		w.dirs[dir] = was
 	}
 	if now.collection != was.collection {
@@ -222,14 +229,21 @@ func (w *watcher) look(ctx context.Context, dir string, deep bool) error {
 	for _, f := range now.images {
 		delete(gone, f.path)
 		was.links = was.links || f.link
-		if was.images[f.path] != f {
-			was.images[f.path] = f
-			w.put(f)
+		switch k := was.images[f.path]; {
+		case k == nil:
+			k = &known{found: f}
+			was.images[f.path] = k
+			g := f.ref.Latest()
+			w.groups[g] = append(w.groups[g], k)
+			w.touched[g] = true
+		case k.stamp != f.stamp:
+			k.found = f
+			w.touched[f.ref.Latest()] = true
 		}
 	}
-	for p, f := range gone {
+	for p, k := range gone {
 		delete(was.images, p)
-		w.remove(f)
+		w.remove(k)
 	}
 	goneDirs := maps.Clone(was.dirs)
 	var failed error
@@ -258,29 +272,23 @@ func (w *watcher) watch(dir string) error {
 	return w.inotify.watch(d, dir)
 }
 
-func (w *watcher) put(f found) {
-	g := f.ref.Latest()
-	if w.groups[g] == nil {
-		w.groups[g] = map[string]found{}
-	}
-	w.groups[g][f.path] = f
-	w.touched[g] = true
-}
-
-func (w *watcher) remove(f found) {
-	g := f.ref.Latest()
-	delete(w.groups[g], f.path)
+func (w *watcher) remove(k *known) {
+	g := k.ref.Latest()
+	w.groups[g] = slices.DeleteFunc(w.groups[g], func(o *known) bool { return o == k })
 	if len(w.groups[g]) == 0 {
 		delete(w.groups, g)
 	}
 	w.touched[g] = true
-	w.tellGone(f)
+	w.tellGone(k)
 }
 
-func (w *watcher) tellGone(f found) {
-	delete(w.told, f.path)
+func (w *watcher) tellGone(k *known) {
+	if !k.told {
+		return
+	}
+	k.told = false
 	w.changes = append(w.changes, backends.Change{Deleted: true,
-		Entry: backends.Entry{Image: backends.Image{Ref: f.ref, Key: keyOf(f.path)}}})
+		Entry: backends.Entry{Image: backends.Image{Ref: k.ref, Key: keyOf(k.path)}}})
 }
 
 // drop forgets a directory that has gone, and all below it.
@@ -293,8 +301,8 @@ func (w *watcher) drop(dir string) {
 	if up := w.dirs[parent(dir)]; up != nil {
 		delete(up.dirs, dir)
 	}
-	for _, f := range d.images {
-		w.remove(f)
+	for _, k := range d.images {
+		w.remove(k)
 	}
 	for sub := range d.dirs {
 		w.drop(sub)
@@ -318,22 +326,25 @@ func parent(dir string) string {
 // called can depend on the others of its name; see resolve.
 func (w *watcher) finish() {
 	for g := range w.touched {
-		files := slices.Collect(maps.Values(w.groups[g]))
-		shown := map[string]bool{}
-		for _, img := range w.store.resolve(files) {
-			p := pathOfKey(img.Key)
-			shown[p] = true
-			if was, ok := w.told[p]; ok && was.Ref == img.Ref && was.Revision == img.Revision {
+		group := w.groups[g]
+		files := make([]found, len(group))
+		for i, k := range group {
+			files[i] = k.found
+		}
+		images := w.store.resolve(files)
+		for _, k := range group {
+			i := slices.IndexFunc(images, func(img backends.Image) bool { return img.Key == keyOf(k.path) })
+			if i < 0 {
+				w.tellGone(k)
 				continue
 			}
-			w.told[p] = img
-			w.changes = append(w.changes, backends.Change{Entry: backends.Entry{Image: img}})
-		}
-		for _, f := range files {
-			if _, told := w.told[f.path]; told && !shown[f.path] {
-				w.tellGone(f)
+			bare := images[i].Ref.Version == ""
+			if k.told && k.before == k.stamp && k.shown == bare {
+				continue
 			}
+			k.told, k.before, k.shown = true, k.stamp, bare
+			w.changes = append(w.changes, backends.Change{Entry: backends.Entry{Image: images[i]}})
 		}
 	}
-	clear(w.touched)
+	w.touched = map[backends.Ref]bool{} // the first picture made it large
 }
