@@ -31,7 +31,8 @@ func (pf *pendingFile) heldElsewhere() bool {
 		if err != nil {
 			continue
 		}
-		d, leaf := path.Split(target)
+		// So it reads once the kernel has been told to forget the name.
+		d, leaf := path.Split(strings.TrimSuffix(target, " (deleted)"))
 		if !strings.HasSuffix(d, inTree) {
 			continue
 		}

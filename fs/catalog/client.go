@@ -8,6 +8,7 @@ import (
 	"iter"
 	"log/slog"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -307,7 +308,9 @@ func (cl *Client) Share(ctx context.Context, img backends.Image, email string) (
 	return s.Share(ctx, img, email)
 }
 
-// Remove deletes an image on the remote.
+// Remove deletes an image on the remote. Where the store holds several things
+// under the name, all of them go: the name must not come back with an older
+// one.
 func (cl *Client) Remove(ctx context.Context, img backends.Image) error {
 	if cl.cat.opts.ReadOnly {
 		return cl.readOnly("remove", img.Ref)
@@ -316,16 +319,34 @@ func (cl *Client) Remove(ctx context.Context, img backends.Image) error {
 	if !ok {
 		return cl.unsupported("remove", img.Ref)
 	}
-	if err := r.Remove(ctx, img); err != nil && !isNotExist(err) {
-		return err
-	}
-	diff, err := cl.cat.opts.Index.RemoveImage(ctx, cl.Name, img)
-	cl.state.changed(diff, err)
+	all, err := cl.namesakes(ctx, img)
 	if err != nil {
 		return err
 	}
+	for _, img := range append(all, img) {
+		if err := r.Remove(ctx, img); err != nil && !isNotExist(err) {
+			return err
+		}
+		diff, err := cl.cat.opts.Index.RemoveImage(ctx, cl.Name, img)
+		cl.state.changed(diff, err)
+		if err != nil {
+			return err
+		}
+	}
 	_, err = cl.cat.opts.Index.DeleteRecord(ctx, cl.Name, img.Ref)
 	return err
+}
+
+// namesakes are the other objects that are known under an image's name, none
+// for an image that was asked for by version.
+func (cl *Client) namesakes(ctx context.Context, img backends.Image) ([]backends.Image, error) {
+	if img.Ref.Version != "" {
+		return nil, nil
+	}
+	all, err := cl.cat.opts.Index.All(ctx, cl.Name, img.Ref.Dir(), img.Ref.File(), cl.fold)
+	return slices.DeleteFunc(all, func(other backends.Image) bool {
+		return other.ID == img.ID && other.Key == img.Key
+	}), err
 }
 
 // Rename gives an image another name within the client, replacing what has it.
@@ -342,10 +363,16 @@ func (cl *Client) Rename(ctx context.Context, img backends.Image, to backends.Re
 		return backends.Image{}, err
 	}
 	x := cl.cat.opts.Index
-	diff, err := x.RemoveImage(ctx, cl.Name, img)
-	cl.state.changed(diff, err)
+	replaced, err := cl.namesakes(ctx, moved)
 	if err != nil {
 		return moved, err
+	}
+	for _, old := range append(replaced, img) {
+		diff, err := x.RemoveImage(ctx, cl.Name, old)
+		cl.state.changed(diff, err)
+		if err != nil {
+			return moved, err
+		}
 	}
 	cl.remember(moved)
 	if _, err := x.DeleteRecord(ctx, cl.Name, img.Ref); err != nil {

@@ -74,8 +74,23 @@ func eachClient(t *testing.T, f func(t *testing.T, a account)) {
 	}
 }
 
+// openDir is a temporary folder that other users can get to, unlike those of
+// the testing package.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sregfs-account-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 func localAccount(t *testing.T) account {
-	dir := t.TempDir()
+	dir := openDir(t)
 	return account{
 		client: "local",
 		env:    []string{"SREGISTRY_STORAGE=" + dir},
@@ -143,7 +158,7 @@ func gdriveAt(t *testing.T, s *gdrivetest.Server) account {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
+	dir := openDir(t)
 	credentials := filepath.Join(dir, "credentials.json")
 	if err := os.WriteFile(credentials, key, 0o600); err != nil {
 		t.Fatal(err)
