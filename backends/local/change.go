@@ -2,7 +2,6 @@ package local
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	iofs "io/fs"
@@ -14,8 +13,6 @@ import (
 
 	"github.com/sregfs/sregfs/backends"
 )
-
-func randomName() string { return rand.Text() }
 
 // lockFile keeps the processes that change this folder apart.
 const lockFile = "lock"
