@@ -33,9 +33,11 @@ type rule struct {
 	// only lists what of ours the room may depend on, directly or not, beside
 	// what shares its first two folders; nil puts no limit.
 	only []string
-	// never lists what it must not import, ours (patterns as above) or others'
-	// (import paths, "..." as well).
+	// never lists what it must not import itself, ours (patterns as above) or
+	// others' (import paths, "..." as well).
 	never []string
+	// unlinked lists what it must not depend on in any way, in the same form.
+	unlinked []string
 	// except are rooms that match room but that the rule does not speak of.
 	except []string
 	why    string
@@ -65,7 +67,7 @@ var rules = []rule{
 		why: "a vendor's types stay inside of its client"},
 	{room: "...", never: []string{"modernc.org/sqlite/...", "database/sql"}, except: []string{"index/...", "cache/..."},
 		why: "SQL stays with the rooms that keep records"},
-	{room: "cmd/...", never: []string{"testing", "net/http/httptest", "backends/backendtest",
+	{room: "cmd/...", unlinked: []string{"testing", "net/http/httptest", "backends/backendtest",
 		"backends/dropbox/dropboxtest", "backends/gdrive/gdrivetest"},
 		why: "emulators and test helpers are no part of the program"},
 }
@@ -144,13 +146,14 @@ func broken(packages []pkg, rules []rule) []string {
 					out = append(out, fmt.Sprintf("%s depends on %s: %s", room, b, r.why))
 				}
 			}
-			imports := p.Imports
-			if strings.HasPrefix(room, "cmd/") {
-				imports = p.Deps // the program is all that it links
-			}
-			for _, d := range imports {
+			for _, d := range p.Imports {
 				if matchAny(r.never, below(d)) {
 					out = append(out, fmt.Sprintf("%s imports %s: %s", room, below(d), r.why))
+				}
+			}
+			for _, d := range p.Deps {
+				if matchAny(r.unlinked, below(d)) {
+					out = append(out, fmt.Sprintf("%s contains %s: %s", room, below(d), r.why))
 				}
 			}
 		}

@@ -79,6 +79,9 @@ func summarise(in io.Reader, out io.Writer) (line string, ok bool) {
 			if b := output[key]; b != nil {
 				text = b.String()
 			}
+			if e.Action == "fail" {
+				text = withoutMarks(text)
+			}
 			delete(output, key)
 			seconds := time.Duration(e.Elapsed * float64(time.Second)).Round(10 * time.Millisecond)
 			switch {
@@ -115,6 +118,18 @@ func summarise(in io.Reader, out io.Writer) (line string, ok bool) {
 		line += fmt.Sprintf(", %d packages do not build", broken)
 	}
 	return line, failed == 0 && broken == 0 && passed > 0
+}
+
+// withoutMarks takes out what only machines need: when a test ran and paused,
+// and that its package failed, which is said once more below.
+func withoutMarks(text string) string {
+	var b strings.Builder
+	for l := range strings.Lines(text) {
+		if !strings.HasPrefix(l, "=== ") && !strings.HasPrefix(l, "FAIL") {
+			b.WriteString(l)
+		}
+	}
+	return b.String()
 }
 
 // reason is the message of t.Skip in a skipped test's output.

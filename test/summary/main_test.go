@@ -25,13 +25,14 @@ func TestSummarise(t *testing.T) {
 		},
 		"one fails": {
 			in: []string{
+				`{"Action":"output","Package":"p","Test":"TestA","Output":"=== RUN   TestA\n"}`,
 				`{"Action":"output","Package":"p","Test":"TestA","Output":"got 1, want 2\n"}`,
 				`{"Action":"fail","Package":"p","Test":"TestA"}`,
 				`{"Action":"pass","Package":"p","Test":"TestB"}`,
 				`{"Action":"fail","Package":"p"}`,
 			},
 			line: "1 tests passed, 1 failed, 0 skipped",
-			says: []string{"got 1, want 2", "FAIL  p"},
+			says: []string{"got 1, want 2", "FAIL  p"}, not: "=== RUN",
 		},
 		"a package dies outside of its tests": {
 			in: []string{
@@ -78,7 +79,7 @@ func TestSummarise(t *testing.T) {
 				}
 			}
 			if tt.not != "" && strings.Contains(out.String(), tt.not) {
-				t.Errorf("%q of a passing test was printed", tt.not)
+				t.Errorf("%q was printed:\n%s", tt.not, out.String())
 			}
 		})
 	}
