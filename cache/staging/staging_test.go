@@ -147,7 +147,9 @@ func TestOrphans(t *testing.T) {
 	for _, id := range []string{"nojournal", "torn", "foreign", "nodata", "linked"} {
 		create(t, d, Meta{ID: id, Name: id, State: Ready}, "bytes of "+id).Release()
 	}
+	create(t, d, Meta{ID: "acked", State: Acknowledged}, "x").Release()
 	d.Close()
+	os.Remove(dir + "/acked.data") // taken over by a cache, say
 	os.Remove(dir + "/nojournal.json")
 	os.WriteFile(dir+"/torn.json", []byte(`{"version":1,"id":"to`), 0o600)
 	os.WriteFile(dir+"/foreign.json", []byte(`{"version":1,"id":"torn","state":"ready"}`), 0o600)
@@ -172,6 +174,9 @@ func TestOrphans(t *testing.T) {
 	}
 	if m := got["nodata"].Meta(); m.State != Failed || m.Name != "nodata" || !strings.Contains(m.Error, "gone") {
 		t.Errorf("lost data came back as %+v", m)
+	}
+	if m := got["acked"].Meta(); m.State != Acknowledged || m.Error != "" {
+		t.Errorf("what the store has came back as %+v", m)
 	}
 	// An orphan becomes an ordinary file by being told what it is.
 	if err := got["torn"].Update(func(m *Meta) { m.Name, m.State = "found", Ready }); err != nil {

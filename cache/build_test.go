@@ -1,0 +1,186 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestBuildOnce(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, c *Cache, _ *memDisk) {
+		data := content(500_000, 1)
+		var runs int
+		build := func(ctx context.Context, w *Writer) error {
+			runs++
+			if err := sleep(ctx, time.Second); err != nil {
+				return err
+			}
+			// The header comes last.
+			if _, err := w.WriteAt(data[1000:], 1000); err != nil {
+				return err
+			}
+			if _, err := w.WriteAt(data[:1000], 0); err != nil {
+				return err
+			}
+			return w.Commit(int64(len(data)))
+		}
+		short, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		if _, err := c.Build(short, "b", build); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a builder whose context ended: %v", err)
+		}
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				o, err := c.Build(context.Background(), "b", build)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer o.Close()
+				mustRead(t, o, data, 0, len(data))
+			})
+		}
+		wg.Wait()
+		if runs != 1 {
+			t.Errorf("built %d times", runs)
+		}
+
+		// Nobody waits: it is cancelled after the grace.
+		cause := make(chan error, 1)
+		slow := func(ctx context.Context, w *Writer) error {
+			<-ctx.Done()
+			cause <- ctx.Err()
+			return ctx.Err()
+		}
+		short, cancel = context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		start := time.Now()
+		c.Build(short, "slow", slow)
+		<-cause
+		if d := time.Since(start); d != time.Second+buildGrace {
+			t.Errorf("an abandoned build was cancelled after %v", d)
+		}
+
+		// An error goes to all who wait; nothing is left; the next builds anew.
+		boom := errors.New("boom")
+		fails := 0
+		bad := func(ctx context.Context, w *Writer) error {
+			fails++
+			w.Write(data)
+			time.Sleep(time.Second)
+			return boom
+		}
+		for range 3 {
+			wg.Go(func() {
+				if _, err := c.Build(context.Background(), "bad", bad); !errors.Is(err, boom) {
+					t.Errorf("a failed build: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if fails != 1 {
+			t.Errorf("failed %d times", fails)
+		}
+		if _, err := c.Build(context.Background(), "none", func(context.Context, *Writer) error { return nil }); err == nil {
+			t.Error("a build without a commit succeeded")
+		}
+		if n, _, _ := c.Stat("bad"); n != 0 {
+			t.Error("half a build is visible")
+		}
+	})
+}
+
+func TestWriterKeepsToTheLimit(t *testing.T) {
+	inBubble(t, Options{Limit: 1 << 20}, func(t *testing.T, c *Cache, d *memDisk) {
+		w, err := c.Create(context.Background(), "big")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.Write(make([]byte, 2<<20))
+		if !errors.Is(err, ErrNoRoom) {
+			t.Errorf("a write past the limit: %v", err)
+		}
+		w.Abort()
+		if s := c.Stats(); s.Used != 0 || d.used() != 0 {
+			t.Errorf("after Abort: %+v, %d on disk", s, d.used())
+		}
+	})
+}
+
+func TestAdoptIntoAnOpenObject(t *testing.T) {
+	dir := t.TempDir()
+	c := openCache(t, filepath.Join(dir, "cache"), Options{})
+	spec, src := keySpec(1, 20*blockSize)
+	o := openObject(t, c, spec)
+	mustRead(t, o, src.data, 0, 10)
+	path := filepath.Join(dir, "staged")
+	if err := os.WriteFile(path, src.data[1:], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Adopt("k1", path, int64(len(src.data))); err == nil {
+		t.Error("a file of another size was adopted")
+	}
+	if err := os.WriteFile(path, src.data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Adopt("k1", path, int64(len(src.data))); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := src.count()
+	mustRead(t, o, src.data, 0, len(src.data))
+	if after, _ := src.count(); after != before || !o.Complete() {
+		t.Errorf("after Adopt %d requests were made, complete %v", after-before, o.Complete())
+	}
+	if f, ok := o.File(); !ok {
+		t.Error("no File")
+	} else if fi, err := f.Stat(); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", fi.Mode(), err)
+	}
+	// A link is not adopted.
+	os.Symlink(path, path+"link")
+	if err := c.Adopt("k2", path+"link", 10); err == nil {
+		t.Error("a link was adopted")
+	}
+}
+
+func TestAdoptAcrossFileSystems(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "staged")
+	data := content(200_000, 1)
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	inBubble(t, Options{Limit: 300_000}, func(t *testing.T, c *Cache, d *memDisk) {
+		d.before = func(op, name string) error {
+			if op == "write" {
+				return syscall.EIO
+			}
+			return nil
+		}
+		if err := c.Adopt("k", path, int64(len(data))); !errors.Is(err, syscall.EIO) {
+			t.Errorf("Adopt onto a broken disk: %v", err)
+		}
+		if _, err := os.Stat(path); err != nil {
+			t.Fatalf("a file that could not be adopted is gone: %v", err)
+		}
+		d.before = nil
+		if err := c.Adopt("k", path, int64(len(data))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Error("the adopted file is still there")
+		}
+		o := mustOpen(t, c, Spec{Key: "k", Size: -1})
+		mustRead(t, o, data, 0, len(data))
+		o.Close()
+		if s := c.Stats(); s.Used != int64(len(data))+overhead(int64(len(data))) {
+			t.Errorf("the account is off: %+v", s)
+		}
+	})
+}

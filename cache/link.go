@@ -1,0 +1,54 @@
+package cache
+
+import (
+	"sync"
+	"time"
+)
+
+// link is what is known of the way to the store: how long it takes to answer
+// and how fast it delivers.
+type link struct {
+	mu    sync.Mutex
+	rtt   time.Duration // least time to the first block
+	rate  float64       // bytes a second, all transfers together
+	since time.Time
+	bytes int64
+}
+
+// saw takes note of k bytes that arrived after wait.
+func (k *link) saw(first bool, wait time.Duration, n int, now time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if first && (k.rtt == 0 || wait < k.rtt) {
+		k.rtt = wait
+	}
+	const sample = 50 * time.Millisecond
+	switch d := now.Sub(k.since); {
+	case k.since.IsZero() || d > time.Second:
+		k.since, k.bytes = now, 0
+	case d >= sample:
+		rate := float64(k.bytes+int64(n)) / d.Seconds()
+		if rate > k.rate {
+			k.rate = rate
+		} else {
+			k.rate += (rate - k.rate) / 8
+		}
+		k.since, k.bytes = now, 0
+		return
+	}
+	k.bytes += int64(n)
+}
+
+// speed is the rate in bytes a second.
+func (k *link) speed() float64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.rate
+}
+
+// product is the bandwidth-delay product in bytes.
+func (k *link) product() int64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return int64(k.rate * k.rtt.Seconds())
+}

@@ -1,0 +1,43 @@
+package cache
+
+// trace is the order in which blocks were first asked for.
+type trace struct {
+	count  int
+	ranges []want
+}
+
+// maxTrace bounds a trace. The first accesses are the ones that matter to the
+// next start; what comes later is dropped.
+const maxTrace = 1024
+
+func (t *trace) add(b int) {
+	t.count++
+	for i := len(t.ranges) - 1; i >= 0 && i >= len(t.ranges)-16; i-- {
+		r := &t.ranges[i]
+		switch b {
+		case r.end:
+			r.end++
+			return
+		case r.first - 1:
+			r.first--
+			return
+		}
+	}
+	if len(t.ranges) < maxTrace {
+		t.ranges = append(t.ranges, want{b, b + 1})
+	}
+}
+
+// Trace is what was asked for since the object was opened, by all handles, in
+// order of first access, in blocks, neighbours joined, at most about a
+// thousand ranges: what Prefetch wants to be told at the next first start.
+func (o *Object) Trace() []Range {
+	l := o.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	rs := make([]Range, len(l.trace.ranges))
+	for i, r := range l.trace.ranges {
+		rs[i] = Range{int64(r.first) * blockSize, l.bytesIn(r.first, r.end)}
+	}
+	return rs
+}
