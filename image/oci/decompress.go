@@ -6,24 +6,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 )
-
-const (
-	// commonWindow is how far back a zstd stream may look without asking; all
-	// levels up to 19 keep to it.
-	commonWindow = 8 << 20
-	// largestWindow is what zstd itself accepts without being told to.
-	largestWindow = 128 << 20
-)
-
-// largeWindow is held while a stream with a window beyond commonWindow is
-// decompressed, so that parallel layers cannot take largestWindow each.
-var largeWindow = make(chan struct{}, 1)
 
 // decompress returns the archive in the blob r. Media types are often wrong
 // about the compression, so that the first bytes decide. The caller closes the
@@ -49,37 +36,6 @@ func decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
 		return nil, unsupported("layer compressed with xz")
 	}
 	return io.NopCloser(br), nil
-}
-
-// isZstd reports whether a stream that begins so is zstd (RFC 8878, 3.1):
-// a frame, or a skippable one.
-func isZstd(magic uint32) bool { return magic == 0xfd2fb528 || magic&^0xf == 0x184d2a50 }
-
-// newZstd returns a decompressor for zstd.
-func newZstd(ctx context.Context, br *bufio.Reader) (io.ReadCloser, error) {
-	window, release := uint64(commonWindow), func() {}
-	var h zstd.Header
-	start, err := br.Peek(zstd.HeaderMaxSize)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	// A skippable frame hides the first real one; such streams are made by
-	// programs that keep to small windows.
-	if h.Decode(start) == nil && !h.Skippable && h.WindowSize > commonWindow {
-		select {
-		case largeWindow <- struct{}{}:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-		window, release = largestWindow, func() { <-largeWindow }
-	}
-	z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecoderMaxWindow(window), zstd.WithDecoderMaxMemory(2*largestWindow))
-	if err != nil {
-		release()
-		return nil, fmt.Errorf("zstd: %w", err)
-	}
-	return &inflater{z, func() error { z.Close(); release(); return nil }}, nil
 }
 
 // inflater translates a decompressor's errors.

@@ -115,7 +115,7 @@ func TestFlatten(t *testing.T) {
 			member{Header: tar.Header{Name: "disk", Typeflag: tar.TypeBlock, Mode: 0o600, Devmajor: 259, Devminor: 70000}},
 			file("x", "").with(func(h *tar.Header) {
 				h.PAXRecords = map[string]string{"SCHILY.xattr.user.b": "2", "SCHILY.xattr.security.capability": "\x01\x00",
-					"SCHILY.xattr.trusted.t": "", "SCHILY.xattr.system.posix_acl_access": "x"}
+					"SCHILY.xattr.trusted.t": "", "SCHILY.xattr.security.selinux": "l", "SCHILY.xattr.system.posix_acl_access": "x"}
 			}),
 		}}, map[string]string{"suid": `file 6755 1000:4000000000 "s"`, "null": "char 666 1,3", "disk": "block 600 259,70000",
 			"x": `file 644 "" security.capability="\x01\x00" trusted.t="" user.b="2"`}},

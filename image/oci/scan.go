@@ -358,8 +358,13 @@ func join(dir, base string) string {
 }
 
 // addXattr adds an extended attribute that squashfs has room for. Others, like
-// POSIX ACLs, cannot be kept, and Apptainer's images lack them too.
+// POSIX ACLs, cannot be kept, and Apptainer's images lack them too. SELinux's
+// labels are left out as there: they are those of the machine that built the
+// layer.
 func (e *entry) addXattr(name, value string) {
+	if name == "security.selinux" {
+		return
+	}
 	if x := (squash.Xattr{Name: name, Value: value}); squash.XattrAllowed(x) {
 		e.xattrs = append(e.xattrs, x)
 	}

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -14,6 +15,9 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/sregfs/sregfs/image/squash"
 )
@@ -222,9 +226,66 @@ func TestScanRefuses(t *testing.T) {
 			if errors.Is(c.kind, broken) && (errors.Is(err, ErrCorrupt) || errors.Is(err, ErrUnsupported)) {
 				t.Errorf("Scan = %v: a lost connection is not the image's fault", err)
 			}
+			// One that has done its work still counts for a moment.
+			for i := 0; runtime.NumGoroutine() > before && i < 1000; i++ {
+				time.Sleep(time.Millisecond)
+			}
 			if after := runtime.NumGoroutine(); after > before {
 				t.Errorf("%d goroutines left", after-before)
 			}
+		})
+	}
+}
+
+// TestZstdFrames follows streams of every structure, and counts what windows
+// are held.
+func TestZstdFrames(t *testing.T) {
+	encode := func(p []byte, opts ...zstd.EOption) []byte {
+		var b bytes.Buffer
+		w, err := zstd.NewWriter(&b, append(opts, zstd.WithEncoderConcurrency(1))...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Write(p)
+		w.Close()
+		return b.Bytes()
+	}
+	text := []byte(strings.Repeat("0123456789", 100_000) + noise(300_000) + strings.Repeat("a", 300_000))
+	small, middle, large := zstd.WithWindowSize(1<<20), zstd.WithWindowSize(16<<20), zstd.WithWindowSize(64<<20)
+	cases := map[string]struct {
+		blob []byte
+		want int
+		held int64
+	}{
+		"one":         {encode(text, small), 1, 0},
+		"no checksum": {slices.Concat(encode(text, small, zstd.WithEncoderCRC(false)), encode(text, small)), 2, 0},
+		"middle":      {slices.Concat(encode(text, small), encode(text, middle)), 2, middleWindow},
+		"growing":     {slices.Concat(encode(text, middle), encode(text, large), encode(text, middle)), 3, largestWindow},
+		"empty":       {slices.Concat(encode(nil, small, zstd.WithZeroFrames(true)), zstded(nil), encode(text, small)), 1, 0},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			z := &zstdFrames{ctx: t.Context(), r: bufio.NewReader(iotest.HalfReader(bytes.NewReader(c.blob)))}
+			passed, err := io.ReadAll(z)
+			if err != nil || !bytes.Equal(passed, c.blob) {
+				t.Errorf("%d bytes passed on, %v; want %d", len(passed), err, len(c.blob))
+			}
+			if z.held != c.held {
+				t.Errorf("windows of %d bytes held, want %d", z.held, c.held)
+			}
+			z.hold(0)
+			d, err := decompress(t.Context(), bytes.NewReader(c.blob))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(d); err != nil || !bytes.Equal(got, bytes.Repeat(text, c.want)) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+			d.Close()
+			if !windows.TryAcquire(largestWindow) {
+				t.Fatal("a window is still held")
+			}
+			windows.Release(largestWindow)
 		})
 	}
 }
