@@ -105,7 +105,7 @@ func (n *dirNode) lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 		case err == nil && sidecar:
 			return t.newSidecar(ctx, &n.Inode, n.cl, found, out), nil, 0
 		case err == nil:
-			return t.newFile(ctx, &n.Inode, n.cl, n.dir, ref.File(), found, out), &found, 0
+			return t.newFile(ctx, &n.Inode, n.cl, n.dir, ref.File(), briefOf(n.cl, found), out), &found, 0
 		default:
 			return nil, nil, t.fail("look up", n.path(name), err)
 		}

@@ -8,8 +8,6 @@ import (
 
 	fusefs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
-
-	"github.com/sregfs/sregfs/backends"
 )
 
 // dirHandle is one reading of a directory: a snapshot, so that it neither
@@ -21,7 +19,7 @@ type dirHandle struct {
 	mu      sync.Mutex
 	loaded  bool
 	entries []fuse.DirEntry
-	images  map[string]backends.Image // by listed name
+	images  map[string]brief // by listed name
 	pos     int
 }
 
@@ -40,7 +38,7 @@ func (n *dirNode) OpendirHandle(ctx context.Context, flags uint32) (fusefs.FileH
 func (h *dirHandle) load(ctx context.Context) error {
 	n := h.n
 	h.entries, h.loaded = nil, false
-	h.images = map[string]backends.Image{}
+	h.images = map[string]brief{}
 	add := func(name string, mode uint32) {
 		h.entries = append(h.entries, fuse.DirEntry{Name: name, Mode: mode,
 			Ino: ino(n.cl.Name, path.Join(n.dir, name)), Off: uint64(len(h.entries) + 1)})
@@ -59,7 +57,7 @@ func (h *dirHandle) load(ctx context.Context) error {
 			return err
 		}
 		name := img.Ref.Latest().File()
-		h.images[name] = img
+		h.images[name] = briefOf(n.cl, img)
 		add(name, fuse.S_IFREG)
 	}
 	for _, name := range n.tree.pending.names(n.cl, n.dir) {
@@ -103,10 +101,10 @@ func (h *dirHandle) Seekdir(ctx context.Context, off uint64) syscall.Errno {
 // Lookup serves READDIRPLUS from the snapshot.
 func (h *dirHandle) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
 	h.mu.Lock()
-	img, ok := h.images[name]
+	b, ok := h.images[name]
 	h.mu.Unlock()
 	if ok {
-		return h.n.tree.newFile(ctx, &h.n.Inode, h.n.cl, h.n.dir, name, img, out), 0
+		return h.n.tree.newFile(ctx, &h.n.Inode, h.n.cl, h.n.dir, name, b, out), 0
 	}
 	child, _, errno := h.n.lookup(ctx, name, out)
 	return child, errno

@@ -18,6 +18,9 @@ import (
 // one content: when an image's content changes on the remote, its name leads
 // to another node with the same inode number and another generation, so that
 // no reader sees a blend.
+//
+// There is one for every image that ls -l has shown, so it holds little; the
+// rest is asked of the catalog when it is needed.
 type fileNode struct {
 	fusefs.Inode
 	tree *Tree
@@ -25,15 +28,36 @@ type fileNode struct {
 
 	mu   sync.Mutex
 	dir  string
-	file string         // canonical tree name, or a temporary one
-	img  backends.Image // zero while it is only being written
-	pf   *pendingFile   // what is being written over it
+	file string // canonical tree name, or a temporary one
+	brief
+	pf *pendingFile // what is being written over it
 	// cached counts open handles through the kernel's page cache. While there
 	// are any, a passthrough open would fail with EIO.
-	cached int
+	cached int32
 	// passed counts open handles through passthrough. While there are any, the
 	// kernel refuses every other kind of open of this inode with EIO.
-	passed int
+	passed int32
+}
+
+// brief is what a listing shows of an image.
+type brief struct {
+	size     int64
+	modified int64  // Unix time in nanoseconds
+	gen      uint64 // of the content; 0 while nothing is stored under the name
+	layered  bool
+	readOnly bool
+}
+
+func briefOf(cl *catalog.Client, img backends.Image) brief {
+	return brief{
+		size: cl.Size(img), modified: cl.Modified(img).UnixNano(), gen: generation(cl, img),
+		layered: img.Layered, readOnly: img.ReadOnly,
+	}
+}
+
+// generation tells contents of one name apart.
+func generation(cl *catalog.Client, img backends.Image) uint64 {
+	return ino(img.ContentKey(cl.Name), img.Revision)
 }
 
 var (
@@ -47,15 +71,12 @@ var (
 	_ fusefs.NodeRemovexattrer = (*fileNode)(nil)
 )
 
-func (t *Tree) newFile(ctx context.Context, parent *fusefs.Inode, cl *catalog.Client, dir, file string, img backends.Image, out *fuse.EntryOut) *fusefs.Inode {
-	n := &fileNode{tree: t, cl: cl, dir: dir, file: file, img: img}
-	n.attr(&out.Attr)
+func (t *Tree) newFile(ctx context.Context, parent *fusefs.Inode, cl *catalog.Client, dir, file string, b brief, out *fuse.EntryOut) *fusefs.Inode {
+	n := &fileNode{tree: t, cl: cl, dir: dir, file: file, brief: b}
+	n.attr(&out.Attr, ino(cl.Name, path.Join(dir, file)))
 	out.SetEntryTimeout(t.timeout(cl))
 	out.SetAttrTimeout(n.attrTimeout())
-	return parent.NewInode(ctx, n, fusefs.StableAttr{
-		Mode: fuse.S_IFREG, Ino: out.Attr.Ino,
-		Gen: ino(img.ContentKey(cl.Name), img.Revision),
-	})
+	return parent.NewInode(ctx, n, fusefs.StableAttr{Mode: fuse.S_IFREG, Ino: out.Attr.Ino, Gen: b.gen})
 }
 
 // newPending is the node of a file that is being written.
@@ -63,9 +84,9 @@ func (t *Tree) newPending(ctx context.Context, parent *fusefs.Inode, pf *pending
 	dir, name := pf.place()
 	n := &fileNode{tree: t, cl: pf.cl, dir: dir, file: name, pf: pf}
 	if pf.base != nil {
-		n.img = *pf.base
+		n.brief = briefOf(pf.cl, *pf.base)
 	}
-	n.attr(&out.Attr)
+	n.attr(&out.Attr, pf.ino)
 	out.SetEntryTimeout(time.Second)
 	out.SetAttrTimeout(unkept)
 	return parent.NewInode(ctx, n, fusefs.StableAttr{Mode: fuse.S_IFREG, Ino: pf.ino, Gen: pf.gen})
@@ -75,7 +96,7 @@ func (t *Tree) newPending(ctx context.Context, parent *fusefs.Inode, pf *pending
 const unkept = time.Nanosecond
 
 func (n *fileNode) attrTimeout() time.Duration {
-	if n.pf != nil || n.img.Layered {
+	if n.pf != nil || n.layered {
 		return unkept
 	}
 	return n.tree.timeout(n.cl)
@@ -88,43 +109,52 @@ func (n *fileNode) path() string {
 	return "/" + path.Join(n.cl.Name, n.dir, n.file)
 }
 
-// image is the stored image, and whether there is one yet.
-func (n *fileNode) image() (backends.Image, bool) {
+// image asks the catalog for the image that the node stands for. It fails with
+// backends.ErrStale when the name means something else by now, and with
+// ENODATA while nothing is stored under it.
+func (n *fileNode) image(ctx context.Context) (backends.Image, error) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.img, n.img.Revision != ""
-}
-
-// renamed follows a rename, so that open handles go on.
-func (n *fileNode) renamed(dir, file string, img backends.Image) {
-	n.mu.Lock()
-	n.dir, n.file, n.img = dir, file, img
+	dir, file, gen := n.dir, n.file, n.gen
 	n.mu.Unlock()
+	ref, _, ok := backends.ParseFile(file)
+	if gen == 0 || !ok {
+		return backends.Image{}, syscall.ENODATA
+	}
+	img, err := n.cl.Lookup(ctx, dir, ref)
+	if err == nil && generation(n.cl, img) != gen {
+		err = &backends.Error{Op: "look up", Client: n.cl.Name, Ref: img.Ref, Err: backends.ErrStale}
+	}
+	return img, err
 }
 
-// pushed turns the node of a file that was written into the image's.
-func (n *fileNode) pushed(dir, file string, img backends.Image) {
+// renamed follows a rename or a push, so that open handles go on.
+func (n *fileNode) renamed(dir, file string, img backends.Image) {
+	b := briefOf(n.cl, img)
 	n.mu.Lock()
-	n.dir, n.file, n.img, n.pf = dir, file, img, nil
+	n.dir, n.file, n.brief = dir, file, b
 	n.mu.Unlock()
 }
 
 // attr is called before the node is known to others, or with n.mu held.
-func (n *fileNode) attr(a *fuse.Attr) {
+func (n *fileNode) attr(a *fuse.Attr, ino uint64) {
 	if n.pf != nil && n.pf.attr(a) {
 		return
 	}
-	n.tree.attr(a, ino(n.cl.Name, path.Join(n.dir, n.file)), n.tree.fileMode(n.cl, n.img), n.cl.Modified(n.img))
-	setSize(a, n.cl.Size(n.img))
+	mode := uint32(fuse.S_IFREG | 0o755)
+	if n.readOnly || !n.cl.Writable() {
+		mode = fuse.S_IFREG | 0o555
+	}
+	n.tree.attr(a, ino, mode, time.Unix(0, n.modified))
+	setSize(a, n.size)
 }
 
 func (n *fileNode) Getattr(ctx context.Context, f fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if f == nil && n.pf != nil && n.img.Revision == "" && n.pf.absent() {
+	if f == nil && n.pf != nil && n.gen == 0 && n.pf.absent() {
 		return syscall.ENOENT
 	}
-	n.attr(&out.Attr)
+	n.attr(&out.Attr, n.StableAttr().Ino)
 	out.SetTimeout(n.attrTimeout())
 	return 0
 }
@@ -152,21 +182,28 @@ func (n *fileNode) Setattr(ctx context.Context, f fusefs.FileHandle, in *fuse.Se
 
 func (n *fileNode) setModified(ctx context.Context, t time.Time) error {
 	n.mu.Lock()
-	pf, img := n.pf, n.img
+	pf, stored := n.pf, n.gen != 0
 	n.mu.Unlock()
-	if pf != nil && pf.setModified(t) {
+	if pf != nil && pf.setModified(t) || !stored {
 		return nil
 	}
-	if img.Revision == "" {
-		return nil
+	img, err := n.image(ctx)
+	if err != nil {
+		return err
 	}
-	return n.cl.SetModified(ctx, img, t)
+	if err := n.cl.SetModified(ctx, img, t); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.modified = t.UnixNano()
+	n.mu.Unlock()
+	return nil
 }
 
 // truncate sets the size of what is being written. Without an open handle,
 // as by truncate(2), the result is pushed at once.
 func (n *fileNode) truncate(ctx context.Context, size int64, f fusefs.FileHandle) error {
-	pf, err := n.edit()
+	pf, err := n.edit(ctx)
 	if err != nil {
 		return err
 	}
@@ -182,16 +219,25 @@ func (n *fileNode) truncate(ctx context.Context, size int64, f fusefs.FileHandle
 
 // edit returns the file that is written in place of this image, beginning one
 // where there is none.
-func (n *fileNode) edit() (*pendingFile, error) {
+func (n *fileNode) edit(ctx context.Context) (*pendingFile, error) {
+	n.mu.Lock()
+	if pf := n.pf; pf != nil && !pf.ended() {
+		n.mu.Unlock()
+		return pf, nil
+	}
+	n.mu.Unlock()
+	img, err := n.image(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !n.cl.Writable() || img.ReadOnly || img.Ref.Version != "" {
+		return nil, &backends.Error{Op: "write", Client: n.cl.Name, Ref: img.Ref, Err: backends.ErrReadOnly}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.pf != nil && !n.pf.ended() {
-		return n.pf, nil
+	if pf := n.pf; pf != nil && !pf.ended() {
+		return pf, nil
 	}
-	if !n.cl.Writable() || n.img.ReadOnly || n.img.Ref.Version != "" {
-		return nil, &backends.Error{Op: "write", Client: n.cl.Name, Ref: n.img.Ref, Err: backends.ErrReadOnly}
-	}
-	img := n.img
 	pf := n.tree.newPendingFile(n.cl, n.dir, n.file, img.Ref.Latest(), &img)
 	n.tree.pending.put(pf)
 	n.pf = pf
@@ -200,7 +246,7 @@ func (n *fileNode) edit() (*pendingFile, error) {
 
 func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
 	if flags&(syscall.O_WRONLY|syscall.O_RDWR) != 0 {
-		pf, err := n.edit()
+		pf, err := n.edit(ctx)
 		if err != nil {
 			return nil, 0, n.tree.fail("open", n.path(), err)
 		}

@@ -46,7 +46,10 @@ func (h *passHandle) Release(ctx context.Context) syscall.Errno {
 
 // openRead opens the content for reading.
 func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, error) {
-	img, _ := n.image()
+	img, err := n.image(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
 	if err := n.cl.Revalidate(ctx, img); err != nil {
 		// For ESTALE the kernel looks the name up again and opens what it
 		// then leads to.
@@ -58,15 +61,16 @@ func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if img.Layered {
+		// The true size is known only now, and a reader must see it.
+		n.size = content.Size()
+		n.NotifyContent(-1, 0)
+	}
 	if f, ok := content.File(); ok && n.cached == 0 {
 		n.passed++
 		return &passHandle{readHandle{n, img, content}, int(f.Fd())}, 0, nil
 	}
 	n.cached++
-	if n.img.Layered {
-		// The true size is known only now, and a reader must see it.
-		n.NotifyContent(-1, 0)
-	}
 	return &cachedHandle{readHandle{n, img, content}}, fuse.FOPEN_KEEP_CACHE, nil
 }
 

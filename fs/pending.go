@@ -265,9 +265,7 @@ func (pf *pendingFile) commitAs(ctx context.Context, dir string, to backends.Ref
 	pf.mu.Unlock()
 	pf.tree.pending.put(pf)
 	if node != nil {
-		node.mu.Lock()
-		node.dir, node.file, node.img = dir, to.File(), img
-		node.mu.Unlock()
+		node.renamed(dir, to.File(), img)
 	}
 	pf.released()
 	return nil
@@ -328,7 +326,7 @@ func (pf *pendingFile) close(ctx context.Context, n *fileNode, exiting bool) err
 	attrs := pf.xattrs
 	pf.mu.Unlock()
 	n.mu.Lock()
-	n.img = img
+	n.brief = briefOf(n.cl, img)
 	n.mu.Unlock()
 	for name, value := range attrs {
 		if err := n.tree.cat.Index().SetXattr(ctx, n.cl.Name, n.dir, n.file, name, value); err != nil {
@@ -370,7 +368,7 @@ func (pf *pendingFile) released() {
 		if node.pf == pf && (pushed != nil || pf.base != nil) {
 			node.pf = nil
 			if pushed != nil {
-				node.img = *pushed
+				node.brief = briefOf(pf.cl, *pushed)
 			}
 		}
 		node.mu.Unlock()

@@ -23,7 +23,6 @@ import (
 	fusefs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/fs/catalog"
 )
 
@@ -166,13 +165,6 @@ func (t *Tree) dirMode(cl *catalog.Client) uint32 {
 		return fuse.S_IFDIR | 0o755
 	}
 	return fuse.S_IFDIR | 0o555
-}
-
-func (t *Tree) fileMode(cl *catalog.Client, img backends.Image) uint32 {
-	if cl.Writable() && !img.ReadOnly {
-		return fuse.S_IFREG | 0o755
-	}
-	return fuse.S_IFREG | 0o555
 }
 
 // caller names the process behind a request for log lines.

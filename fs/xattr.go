@@ -122,12 +122,15 @@ func (n *fileNode) Listxattr(ctx context.Context, dest []byte) (uint32, syscall.
 			room -= cost
 		}
 	}
-	img, ok := n.image()
-	if ok {
+	img, err := n.image(ctx)
+	switch {
+	case err == nil:
 		names, values := n.known(ctx, img)
 		for _, k := range names {
 			add(ourSpace+k, len(values[k]))
 		}
+	case !errors.Is(err, syscall.ENODATA):
+		return 0, n.tree.fail("list attributes of", n.path(), err)
 	}
 	own, err := n.userXattrs(ctx)
 	if err != nil {
@@ -177,9 +180,9 @@ func (n *fileNode) Getxattr(ctx context.Context, attr string, dest []byte) (uint
 		}
 		return put(dest, value)
 	}
-	img, ok := n.image()
-	if !ok {
-		return 0, syscall.ENODATA
+	img, err := n.image(ctx)
+	if err != nil {
+		return 0, n.tree.fail("read attribute "+key+" of", n.path(), err)
 	}
 	value, err := n.ask(ctx, img, key)
 	if errors.Is(err, syscall.ENODATA) {
@@ -242,7 +245,7 @@ func (n *fileNode) Setxattr(ctx context.Context, attr string, data []byte, flags
 	}
 	if key, ours := strings.CutPrefix(attr, ourSpace); ours {
 		if key == "pin" {
-			return n.pin(isYes(string(data)))
+			return n.pin(ctx, isYes(string(data)))
 		}
 		// cp -a of an image from this tree brings its attributes along; they
 		// describe the source and are this image's own business here.
@@ -264,7 +267,7 @@ func (n *fileNode) Removexattr(ctx context.Context, attr string) syscall.Errno {
 		return syscall.ENOTSUP
 	}
 	if attr == ourSpace+"pin" {
-		return n.pin(false)
+		return n.pin(ctx, false)
 	}
 	own, err := n.userXattrs(ctx)
 	if err != nil {
@@ -288,11 +291,14 @@ func (n *fileNode) setUserXattr(ctx context.Context, attr string, value []byte) 
 }
 
 // pin keeps the image's bytes in the cache, or lets them go.
-func (n *fileNode) pin(on bool) syscall.Errno {
-	img, ok := n.image()
+func (n *fileNode) pin(ctx context.Context, on bool) syscall.Errno {
 	c := n.tree.cat.Cache()
-	if !ok || c == nil || n.cl.Local() {
+	if c == nil || n.cl.Local() {
 		return 0
+	}
+	img, err := n.image(ctx)
+	if err != nil {
+		return n.tree.fail("pin", n.path(), err)
 	}
 	return n.tree.fail("pin", n.path(), c.Pin(img.ContentKey(n.cl.Name), on))
 }

@@ -24,6 +24,8 @@ type account struct {
 	// put and get go behind sregfs's back; names are COLLECTION/IMAGE:TAG.
 	put func(t *testing.T, name, file string)
 	get func(name string) ([]byte, bool)
+	// names are those of all images; one that is there twice comes twice.
+	names func() []string
 	// sent is how many bytes of content the service has sent; nil for local.
 	sent func() int64
 	// own makes a folder another user's; nil for a service.
@@ -95,8 +97,9 @@ func localAccount(t *testing.T) account {
 		client: "local",
 		env:    []string{"SREGISTRY_STORAGE=" + dir},
 		own: func(uid int) error {
-			// What another user put there before stays his.
-			return os.Chown(dir, uid, uid)
+			return filepath.WalkDir(dir, func(p string, _ os.DirEntry, err error) error {
+				return errors.Join(err, os.Lchown(p, uid, uid))
+			})
 		},
 		put: func(t *testing.T, name, file string) {
 			t.Helper()
@@ -115,6 +118,14 @@ func localAccount(t *testing.T) account {
 		get: func(name string) ([]byte, bool) {
 			data, err := os.ReadFile(filepath.Join(dir, name+".simg"))
 			return data, err == nil
+		},
+		names: func() []string {
+			files, _ := filepath.Glob(filepath.Join(dir, "*/*.simg")) // the pattern is good
+			for i, f := range files {
+				rel, _ := filepath.Rel(dir, f)
+				files[i] = strings.TrimSuffix(rel, ".simg")
+			}
+			return files
 		},
 	}
 }
@@ -135,7 +146,14 @@ func dropboxAt(s *dropboxtest.Server) account {
 				t.Fatal(err)
 			}
 		},
-		get:  func(name string) ([]byte, bool) { return s.Get("/" + name + ".simg") },
+		get: func(name string) ([]byte, bool) { return s.Get("/" + name + ".simg") },
+		names: func() []string {
+			paths := s.Paths()
+			for i, p := range paths {
+				paths[i] = strings.TrimSuffix(strings.TrimPrefix(p, "/"), ".simg")
+			}
+			return paths
+		},
 		sent: func() int64 { return s.Count("files/download").Out },
 	}
 }
@@ -199,6 +217,15 @@ func gdriveAt(t *testing.T, s *gdrivetest.Server) account {
 			newest := slices.MaxFunc(found, func(a, b gdrivetest.File) int { return a.Modified.Compare(b.Modified) })
 			data, err := s.Content(newest.ID)
 			return data, err == nil
+		},
+		names: func() []string {
+			var names []string
+			for _, f := range s.Files() {
+				if p := f.Properties; p["type"] == "container" && !f.Trashed {
+					names = append(names, p["collection"]+"/"+p["image"]+":"+p["tag"])
+				}
+			}
+			return names
 		},
 		sent: func() int64 { return s.Counts()["files.get.media"].Out + s.Counts()["revisions.get.media"].Out },
 	}
