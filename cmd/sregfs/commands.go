@@ -217,7 +217,7 @@ func (c *clientsCmd) Run(ctx context.Context, e *environment) error {
 		var be *backends.Error
 		switch {
 		case o.err != nil && errors.As(o.err, &be) && be.Hint != "":
-			state = "lacks: " + be.Hint
+			state = be.Err.Error() + "; " + be.Hint
 		case o.err != nil:
 			state = "fails: " + o.err.Error()
 		}

@@ -5,9 +5,12 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sregfs/sregfs/image/imagetest"
@@ -299,4 +302,47 @@ func TestDiskFree(t *testing.T) {
 		d := newMachine(t, a.env...).mount("--client=" + a.client)
 		d.run("df %s && test $(df --output=size %s | tail -1) -gt 0", a.client, a.client)
 	})
+}
+
+// TestRecordWithoutAFile writes a record with a url into the local client: the
+// image is then read from there, and only as far as it is read.
+func TestRecordWithoutAFile(t *testing.T) {
+	image := smallImage(t, 1)
+	var sent atomic.Int64
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeFile(&counter{w, &sent}, r, image)
+	}))
+	defer web.Close()
+	a := localAccount(t)
+	d := newMachine(t, a.env...).mount("--client=local")
+	d.run("mkdir local/web && echo '{\"url\": \"%s/x.simg\", \"metrics\": {\"branch\": \"master\"}}' > local/web/x:1.json", web.URL)
+	d.want("x:1.simg", "ls local/web")
+	if n := sent.Load(); n > 1 { // one is asked for to learn the size
+		t.Errorf("to note a record, %d bytes were fetched", n)
+	}
+	d.run("cmp %s local/web/x:1.simg", image)
+	d.want("vsoch", "getfattr --only-values -n user.sregistry.label.maintainer local/web/x:1.simg")
+	d.want(web.URL+"/x.simg", "getfattr --only-values -n user.sregistry.url local/web/x:1.simg")
+	if out := d.run("cat local/web/x:1.json"); !strings.Contains(out, "\"branch\": \"master\"") || !strings.Contains(out, "\"image\": null") {
+		t.Errorf("the record is %s", out)
+	}
+	if out := d.run("%s images", program); !strings.Contains(out, "remote") {
+		t.Errorf("images prints %s", out)
+	}
+	d.fails("Invalid argument", "cat <<< '{\"url\": \"file:///etc/passwd\"}' > local/web/y:1.json")
+	d.fails("Invalid argument", "cat <<< '{}' > local/web/y:1.json")
+	d.fails("Invalid argument", "cat <<< 'not json' > local/web/y:1.json")
+	d.run("rm local/web/x:1.simg && test -z \"$(ls local/web)\"")
+}
+
+// counter counts what a web server sends.
+type counter struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(p)
+	c.n.Add(int64(n))
+	return n, err
 }
