@@ -230,6 +230,10 @@ func (l *live) goOn(t *transfer) bool {
 	}
 	unwanted := t.whole && (l.pump.full != nil || (!l.pump.bulk && l.pump.fills == 0))
 	if t.yield.Load() || unwanted {
+		if !t.whole && t.next < t.end {
+			// It was next in line, and is so again.
+			l.pump.ahead = append([]want{{t.next, t.end}}, l.pump.ahead...)
+		}
 		t.end = t.next
 		return false
 	}

@@ -311,6 +311,27 @@ func TestWrongContent(t *testing.T) {
 	}
 }
 
+// TestDroppedUnderAReader: bytes that were read from disk are not handed out
+// when the object was dropped meanwhile.
+func TestDroppedUnderAReader(t *testing.T) {
+	inBubble(t, Options{ReadAhead: -1}, func(t *testing.T, c *Cache, d *memDisk) {
+		right, wrong := content(300_000, 1), content(300_000, 2)
+		src := &source{data: wrong}
+		o := mustOpen(t, c, Spec{Key: "k", Size: 300_000, Fetcher: src})
+		defer o.Close()
+		mustRead(t, o, wrong, 0, 1000)
+		synctest.Wait() // until it is on disk
+		src.data = right
+		d.afterRead = func() {
+			d.afterRead = nil
+			if err := o.l.drop(); err != nil {
+				t.Error(err)
+			}
+		}
+		mustRead(t, o, right, 0, 1000)
+	})
+}
+
 func TestSumOfAnotherKind(t *testing.T) {
 	// A checksum that becomes known after half was fetched counts all the same.
 	inBubble(t, Options{}, func(t *testing.T, c *Cache, _ *memDisk) {
@@ -387,6 +408,23 @@ func TestOneSlot(t *testing.T) {
 		}
 		cancel()
 		<-filled
+	})
+}
+
+// TestSlotForDemand: background work leaves a slot free, so that a demand read
+// need not break off a transfer.
+func TestSlotForDemand(t *testing.T) {
+	inBubble(t, Options{Parallel: 3, ReadAhead: -1}, func(t *testing.T, c *Cache, _ *memDisk) {
+		src := &source{data: content(16<<20, 1), rtt: 10 * time.Millisecond, pipe: &pipe{rate: 8 << 20}}
+		o := mustOpen(t, c, specOf(src))
+		defer o.Close()
+		o.Prefetch([]Range{{0, 1 << 20}, {2 << 20, 1 << 20}, {4 << 20, 1 << 20}, {6 << 20, 1 << 20}})
+		time.Sleep(50 * time.Millisecond)
+		mustRead(t, o, src.data, 15<<20, 100)
+		time.Sleep(time.Minute)
+		if n, _ := src.count(); n != 5 {
+			t.Errorf("%d requests for four hints and a read", n)
+		}
 	})
 }
 

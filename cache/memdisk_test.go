@@ -29,6 +29,8 @@ type memDisk struct {
 	// stands for the step's failure.
 	before func(op, name string) error
 	dead   bool
+	// afterRead is called, without d.mu, when a read has its bytes.
+	afterRead func()
 }
 
 type memInode struct {
@@ -229,6 +231,9 @@ func (f *memFile) check() error {
 }
 
 func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.d.afterRead != nil {
+		defer f.d.afterRead()
+	}
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
 	if err := f.check(); err != nil {
