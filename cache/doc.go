@@ -11,7 +11,7 @@
 //
 // The package knows nothing of file systems in user space, of stores or of
 // images; it asks a Fetcher for bytes. Start at Cache.Object and
-// Object.ReadAt; the path of a read is Object.ReadAt (hit), live.read (miss),
+// Object.ReadAt; the path of a read is Object.ReadAt (hit), Object.read (miss),
 // live.run (transfer), live.arrived (block on disk, readers woken). What lies
 // on disk is described in docs/cache-format.md and written down in layout.go.
 //
