@@ -52,11 +52,13 @@ func (r report) table() string {
 		if len(row.Entries) == 0 {
 			fmt.Fprintf(w, "%s\t\t\t\t\t\t\t%s: %s\n", name, verdict(row), row.Goal)
 		}
-		if row.Failure != "" {
-			fmt.Fprintf(w, "\t%s\t\t\t\t\t\t\n", row.Failure)
-		}
 	}
 	w.Flush()
+	for _, row := range r.Rows {
+		if row.Failure != "" {
+			fmt.Fprintf(&b, "\n%s: %s\n", row.Name, row.Failure)
+		}
+	}
 	return b.String()
 }
 
