@@ -374,12 +374,41 @@ func (cl *Client) Rename(ctx context.Context, img backends.Image, to backends.Re
 			return moved, err
 		}
 	}
+	moved = cl.carryOver(ctx, img, moved)
 	cl.remember(moved)
-	if _, err := x.DeleteRecord(ctx, cl.Name, img.Ref); err != nil {
+	if known, err := x.DeleteRecord(ctx, cl.Name, img.Ref); err != nil {
 		return moved, err
+	} else if known {
+		if err := cl.record(ctx, moved); err != nil {
+			return moved, err
+		}
 	}
 	cl.cat.times.move(cl.cat.ctx, x, cl.timeKey(img.Ref), cl.timeKey(to), moved.ContentKey(cl.Name))
 	return moved, x.MoveXattrs(ctx, cl.Name, img.Ref.Dir(), img.Ref.File(), to.Dir(), to.File())
+}
+
+// carryOver gives a renamed image what was learnt of its content, where the
+// store's rename makes it look like another one.
+func (cl *Client) carryOver(ctx context.Context, from, to backends.Image) backends.Image {
+	x, oldKey, newKey := cl.cat.opts.Index, from.ContentKey(cl.Name), to.ContentKey(cl.Name)
+	if oldKey != newKey && from.Size == to.Size {
+		if md5, ok, err := x.Note(ctx, noteMD5, oldKey); err == nil && ok {
+			cl.cat.Learnt(newKey, string(md5))
+		}
+		if attrs, ok, err := x.Attributes(ctx, oldKey); err == nil && ok {
+			_ = x.SetAttributes(ctx, newKey, attrs, labelsIn(attrs))
+		}
+	}
+	return cl.WithVersion(to)
+}
+
+// labelsIn are the labels among an image's attributes.
+func labelsIn(attributes json.RawMessage) map[string]string {
+	var a struct{ Labels map[string]string }
+	if json.Unmarshal(attributes, &a) != nil {
+		return nil
+	}
+	return a.Labels
 }
 
 // MakeCollection creates a collection by its directory in the tree.

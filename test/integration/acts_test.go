@@ -227,7 +227,12 @@ func TestRename(t *testing.T) {
 		d := newMachine(t, a.env...).mount("--client="+a.client, "--client=local")
 		at := a.client + "/pusheen"
 		d.run("mkdir -p %s %s/vsoch && cp %s %s/a:red.simg && cp %s %s/a:green.simg", at, a.client, red, at, green, at)
+		version := d.run("getfattr --only-values -n user.sregistry.version %s/a:red.simg", at)
 		d.run("mv %s/a:red.simg %s/a:blue.simg", at, at)
+		d.want(version, "getfattr --only-values -n user.sregistry.version %s/a:blue.simg", at)
+		if out := d.run("%s images", program); !strings.Contains(out, "a:blue@"+version) || strings.Contains(out, "a:red@") {
+			t.Errorf("after mv, images prints:\n%s", out)
+		}
 		a.mustHold(t, "pusheen/a:blue", red)
 		d.run("cmp %s %s/a:blue.simg; ! test -e %s/a:red.simg", red, at, at)
 		d.run("mv %s/a:blue.simg %s/vsoch/b:1.simg", at, a.client)
