@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/sregfs/sregfs/backends"
 )
@@ -202,8 +204,8 @@ func (n *fileNode) ask(ctx context.Context, img backends.Image, key string) ([]b
 		return n.cl.Record(ctx, img)
 	case "manifest":
 		return n.cl.Manifest(ctx, img)
-	case "error":
-		return nil, syscall.ENODATA
+	case "versions":
+		return n.versions(ctx, img)
 	}
 	_, values := n.known(ctx, img)
 	if v := values[key]; v != "" {
@@ -234,6 +236,25 @@ func (n *fileNode) ask(ctx context.Context, img backends.Image, key string) ([]b
 		return []byte(v), nil
 	}
 	return nil, syscall.ENODATA
+}
+
+// versions are the names that older contents can be opened by, newest first, a
+// line each: what to write behind the "@" and the time.
+func (n *fileNode) versions(ctx context.Context, img backends.Image) ([]byte, error) {
+	list, err := n.cl.Versions(ctx, img.Ref.Latest())
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil, syscall.ENODATA
+	}
+	var b []byte
+	for _, v := range list {
+		v = n.cl.WithVersion(v)
+		name := v.Version
+		if name == "" {
+			name = v.Ref.Version
+		}
+		b = fmt.Appendf(b, "%s %s\n", name, v.Modified.UTC().Format(time.RFC3339))
+	}
+	return b, err
 }
 
 // insideNames are attributes that stand inside an image.

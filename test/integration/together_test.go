@@ -69,6 +69,7 @@ func TestVersions(t *testing.T) {
 		d.run("cp %s %s/a:red.simg", green, at)
 		d.run("cmp %s %s/a:red@%s.simg", red, at, version)
 		d.run("cmp %s %s/a:red.simg", green, at)
+		d.run("getfattr --only-values -n user.sregistry.versions %s/a:red.simg | grep -q '^%s '", at, version)
 		d.fails("Read-only file system", "cp %s %s/a:red@%s.simg", green, at, version)
 		d.fails("No such file", "cat %s/a:red@%s.simg", at, strings.Repeat("0", 32))
 	})

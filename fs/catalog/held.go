@@ -1,0 +1,96 @@
+package catalog
+
+import (
+	"os"
+	"time"
+
+	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/cache/staging"
+)
+
+// Resume takes up what an earlier run left: uploads that were under way are
+// finished in the background, the rest is told by Held.
+func (c *Catalog) Resume() {
+	if c.opts.Staging == nil || c.opts.ReadOnly {
+		return
+	}
+	left, err := c.opts.Staging.Pending()
+	if err != nil {
+		c.log.Error("cannot take up what an earlier run left", "error", err)
+	}
+	for _, f := range left {
+		m := f.Meta()
+		cl := c.Client(m.Client)
+		to := backends.Ref{Collection: m.Collection, Name: m.Name, Tag: m.Tag}
+		switch {
+		case m.State == staging.Acknowledged:
+			// Acknowledged by the remote; only the clean-up was missing.
+			_ = f.Discard()
+			continue
+		case cl == nil || to.Name == "" || m.State != staging.Uploading:
+			// A copy that was cut off, or a push whose failure its writer was
+			// told: the user decides.
+			c.log.Warn("an earlier run left bytes that are not on the remote; sregfs status shows them",
+				"client", m.Client, "image", to.String(), "file", f.Path(), "state", string(m.State))
+			_ = f.Release()
+			continue
+		}
+		s := &Staged{cl: cl, file: f, to: to, dirty: true, sums: newPrefixSums()}
+		s.sums.broken = true
+		c.log.Info("resuming an upload that an earlier run left", "client", m.Client, "image", to.String())
+		c.work.Go(func() {
+			_, err := s.Commit(c.ctx)
+			if err != nil && c.ctx.Err() == nil {
+				c.Fail(err.Error())
+			}
+			s.Finish(true)
+		})
+	}
+}
+
+// Held is what waits on this disk and is not on the remote.
+type Held struct {
+	Client  string    `json:"client"`
+	Image   string    `json:"image"`
+	File    string    `json:"file"`
+	Bytes   int64     `json:"bytes"`
+	State   string    `json:"state"`
+	Error   string    `json:"error,omitempty"`
+	Updated time.Time `json:"updated"`
+}
+
+// Held lists what is staged: being written, being uploaded, or left over.
+func (c *Catalog) Held() []Held {
+	if c.opts.Staging == nil {
+		return nil
+	}
+	held, err := HeldIn(c.opts.Staging)
+	if err != nil {
+		c.log.Warn("cannot list what is staged", "error", err)
+	}
+	return held
+}
+
+// HeldIn lists what is staged in a directory, for when no catalog is open.
+func HeldIn(d *staging.Dir) ([]Held, error) {
+	metas, err := d.List()
+	if err != nil {
+		return nil, err
+	}
+	held := make([]Held, 0, len(metas))
+	for _, m := range metas {
+		if m.State == staging.Acknowledged {
+			continue
+		}
+		name := backends.Ref{Collection: m.Collection, Name: m.Name, Tag: m.Tag}.String()
+		if m.Name == "" {
+			name = m.TempName
+		}
+		file := d.Path(m.ID)
+		if info, err := os.Stat(file); err == nil {
+			m.Size = info.Size()
+		}
+		held = append(held, Held{m.Client, name, file, m.Size, string(m.State), m.Error, m.Updated})
+	}
+	return held, nil
+}
