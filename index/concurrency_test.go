@@ -256,3 +256,44 @@ c.execute("ROLLBACK")
 		t.Errorf("once it is free: %+v, %v", all, err)
 	}
 }
+
+// TestChangeAfterComparing has another process change things after a listing
+// was compared with what there is, and before it could write.
+func TestChangeAfterComparing(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state.db")
+	open := func() *Index {
+		x, err := Open(t.Context(), Options{State: file})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { x.Close() })
+		return x
+	}
+	x, other := open(), open()
+	replace(t, x, []backends.Image{image("a/b:1", "1", "r1"), image("a/b:2", "2", "s1"), image("a/old:1", "5", "o1")})
+	listed := make(chan error)
+	_, err := other.change(t.Context(), "change", "dropbox", func(c *change) error {
+		for _, err := range []error{
+			c.put(image("a/b:1", "1", "r2")), c.put(image("n/new:1", "9", "n1")), c.remove(`i.object = ?2`, objectID+"2"),
+		} {
+			if err != nil {
+				return err
+			}
+		}
+		go func() {
+			_, err := x.ReplaceListing(t.Context(), "dropbox", entries([]backends.Image{
+				image("a/b:1", "1", "r1"), image("a/b:2", "2", "s1"), image("m/b:3", "3", "t1")}, nil, nil), "")
+			listed <- err
+		}()
+		for len(x.writing) == 0 { // it has compared, and waits for us
+			time.Sleep(time.Millisecond)
+		}
+		return nil
+	})
+	if err := errors.Join(err, <-listed); err != nil {
+		t.Fatal(err)
+	}
+	check(t, "tree", tree(t, x, "dropbox"), []string{"a/", "a/b:1.simg r2", "m/", "m/b:3.simg t1", "n/", "n/new:1.simg n1"})
+	found, err := x.Search(t.Context(), "", "", 0)
+	check(t, "found", []any{uris(found), err}, []any{[]string{"dropbox://a/b:1", "dropbox://m/b:3", "dropbox://n/new:1"}, nil})
+}

@@ -266,6 +266,11 @@ func TestApply(t *testing.T) {
 			[]Place{{"a", "b:2.simg"}, {"m", ""}, {"n", ""}, {"n", "n:1.simg"}},
 			[]string{"a/", "a/b:1.simg r1", "a/b:2.simg s2", "a/deep/", "a/deep/x:1.simg x1", "ab/", rest, "empty/", "empty/folder/", "m/", "n/", "n/n:1.simg n1"},
 		},
+		"renamed out of its collection": {
+			[]backends.Change{put(image("z/b:1", "4", "y1"))},
+			[]Place{{"ab", ""}, {"ab", "y:1.simg"}, {"z", ""}, {"z", "b:1.simg"}},
+			[]string{"a/", "a/b:1.simg r1", "a/b:2.simg s1", "a/deep/", "a/deep/x:1.simg x1", "empty/", "empty/folder/", "z/", "z/b:1.simg y1"},
+		},
 		"in order": {
 			[]backends.Change{deleted(backends.Image{ID: "1"}), put(image("a/b:1", "1", "r5")), put(image("a/b:2", "2", "s5")), deleted(backends.Image{ID: "2"})},
 			[]Place{{"a", "b:1.simg"}, {"a", "b:2.simg"}},
@@ -367,7 +372,7 @@ func TestSetListedAt(t *testing.T) {
 // TestSameListingWritesLittle measures what a listing that brings nothing new
 // puts into the write-ahead log.
 func TestSameListingWritesLittle(t *testing.T) {
-	const n = 3_000
+	const n = 1_500
 	dir := t.TempDir()
 	x := openIn(t, dir)
 	listing := func() iter.Seq2[backends.Entry, error] { return synthetic(n, 0) }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -62,11 +61,15 @@ type records struct {
 	named string        // as the option has it
 	wait  time.Duration // for others that hold it locked
 
-	mu   sync.Mutex
-	pool *pool // nil while not open
+	// opening holds a token while one call opens or closes it, which may wait for
+	// other programs.
+	opening chan struct{}
+	pool    *pool // nil while not open; guarded by opening
 }
 
-func newRecords(named string) *records { return &records{named: named, wait: recordsWait} }
+func newRecords(named string) *records {
+	return &records{named: named, wait: recordsWait, opening: make(chan struct{}, 1)}
+}
 
 // recordsName is the database's name in a folder.
 const recordsName = "sregistry.db"
@@ -103,8 +106,12 @@ func (r *records) check(ctx context.Context) error {
 // open returns the database, which it makes if need be and asked to; nil when
 // there is none.
 func (r *records) open(ctx context.Context, create bool) (*pool, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	select {
+	case r.opening <- struct{}{}:
+	case <-ctx.Done():
+		return nil, r.failed("open the database", ctx.Err())
+	}
+	defer func() { <-r.opening }()
 	if r.pool != nil {
 		return r.pool, nil
 	}
@@ -186,8 +193,8 @@ func prepareRecords(ctx context.Context, p *pool) error {
 }
 
 func (r *records) close() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.opening <- struct{}{}
+	defer func() { <-r.opening }()
 	if r.pool == nil {
 		return nil
 	}

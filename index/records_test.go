@@ -253,7 +253,8 @@ c.commit()`)
 }
 
 func TestPutRecord(t *testing.T) {
-	x, ctx := openTest(t), t.Context()
+	dir, ctx := t.TempDir(), t.Context()
+	x := openIn(t, dir)
 	base := Record{Client: "dropbox", Collection: "pusheen", Name: "asaurus", Tag: "red", URI: "pusheen/asaurus:red",
 		Created: time.Date(2018, 1, 28, 16, 43, 28, 0, time.UTC), URL: ptr("u1"), Image: ptr("/image"),
 		Metrics: json.RawMessage(`{"id":1,"gone":1,"data":{"attributes":{"labels":{"a":"b"},"help":null},"type":"container"}}`)}
@@ -294,6 +295,19 @@ func TestPutRecord(t *testing.T) {
 	// No version goes to the one that knows none.
 	if got, isNew, err := x.PutRecord(ctx, empty); err != nil || !isNew || got.Version != "" {
 		t.Errorf("without a version: %+v, %v, %v", got, isNew, err)
+	}
+
+	// Where one knows no version and one has it, that one.
+	plain := Record{Client: "hub", Collection: "x", Name: "y", Tag: "z"}
+	mustPut(t, x, plain)
+	python(t, filepath.Join(dir, "records", "sregistry.db"), pythonAdd, `["x", "y", "z", "`+md5a+`", "hub", null, null, {}]`)
+	plain.Version, plain.URL = md5a, ptr("u")
+	versioned, ok, err := x.Record(ctx, "hub", backends.Ref{Collection: "x", Name: "y", Tag: "z", Version: md5a})
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	if got := mustPut(t, x, plain); got.ID != versioned.ID {
+		t.Errorf("update went to record %d, not %d", got.ID, versioned.ID)
 	}
 
 	for _, bad := range []string{"{", "[]", "3"} {
