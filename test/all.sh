@@ -35,9 +35,9 @@ build() {
 		CGO_ENABLED=0 go build -trimpath -o bin/sregfs ./cmd/sregfs
 }
 
-vet() { go vet ./... && go vet -tags integration ./test/...; }
+vet() { go vet ./... && go vet -tags integration ./test/... ./image/...; }
 
-staticcheck() { go tool staticcheck ./... && go tool staticcheck -tags integration ./test/...; }
+staticcheck() { go tool staticcheck ./... && go tool staticcheck -tags integration ./test/... ./image/...; }
 
 format() {
 	local ugly
@@ -63,7 +63,7 @@ fuzz() {
 }
 
 integration() {
-	gotest -tags integration -count 1 -p 1 -timeout 8m -exec "$PWD/test/isolated.sh" ./test/integration/...
+	gotest -tags integration -count 1 -p 1 -timeout 8m -exec "$PWD/test/isolated.sh" ./test/integration/... ./image/...
 }
 
 crash() {

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
+	"golang.org/x/sys/unix"
 
 	"github.com/sregfs/sregfs/image/squash"
 )
@@ -134,6 +135,7 @@ func BenchmarkImage(b *testing.B) {
 			for _, codec := range []squash.Codec{squash.Plain, squash.Zstd} {
 				b.Run(codec.String(), func(b *testing.B) {
 					var size int64
+					start := cpuSeconds(b)
 					for b.Loop() {
 						data, err := os.Create(filepath.Join(dir, "data"))
 						if err != nil {
@@ -150,6 +152,7 @@ func BenchmarkImage(b *testing.B) {
 						size = im.Size()
 						data.Close()
 					}
+					b.ReportMetric((cpuSeconds(b)-start)/float64(b.N), "cpu-s/op")
 					b.ReportMetric(float64(l.Size)/1e6, "blob-MB")
 					b.ReportMetric(float64(size)/1e6, "image-MB")
 				})
@@ -174,6 +177,17 @@ func BenchmarkImage(b *testing.B) {
 			}
 		})
 	}
+}
+
+// cpuSeconds is what the process has used so far, on a busy machine the better
+// measure.
+func cpuSeconds(b *testing.B) float64 {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
 }
 
 func writeOut(b *testing.B, im *Image, data *os.File, path string) {
@@ -204,6 +218,33 @@ func BenchmarkAssemble(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+		})
+	}
+}
+
+// BenchmarkScanTOC opens a lazily readable layer of 20,000 files.
+func BenchmarkScanTOC(b *testing.B) {
+	var members []member
+	for i := range 20_000 {
+		members = append(members, file(fmt.Sprintf("usr/lib/d%d/file%d", i%100, i), noise(100)))
+	}
+	for _, format := range []string{"estargz", "zstd:chunked"} {
+		b.Run(format, func(b *testing.B) {
+			l, requests, fetched := lazyLayer(b, format, 1<<20, members...)
+			b.ReportAllocs()
+			for b.Loop() {
+				requests.Store(0)
+				fetched.Store(0)
+				c, err := ScanTOC(b.Context(), l, Limits{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := NewLazy(l, c, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(requests.Load()), "requests")
+			b.ReportMetric(float64(fetched.Load())/1e6, "fetched-MB")
 		})
 	}
 }

@@ -27,6 +27,7 @@ type Contents struct {
 	// Entries is how many there are, whiteouts included.
 	Entries int
 
+	pin     string     // if Lazy, what the manifest says of the table
 	payload int64      // if Lazy, where the files in the blob end
 	index   bool       // an eStargz table ends the layer: it is no file of the image
 	list    []byte     // the entries, see appendEntry
@@ -39,7 +40,8 @@ const sumBlock = 128 << 10
 // DataKey names the data file; see the function of that name.
 func (c *Contents) DataKey() string {
 	if c.Lazy {
-		return fmt.Sprintf("%s-v%d-toc", keyName(c.Digest), LayoutVersion)
+		// A blob has one table, but a manifest may point to what is none.
+		return fmt.Sprintf("%s-v%d-toc-%x", keyName(c.Digest), LayoutVersion, sha256.Sum256([]byte(c.pin)))
 	}
 	return DataKey(c.DiffID, c.Codec)
 }
@@ -57,7 +59,7 @@ func (c *Contents) MarshalBinary() ([]byte, error) {
 	b = binary.AppendUvarint(b, LayoutVersion)
 	b = appendString(appendString(b, c.Digest), c.DiffID)
 	b = append(b, byte(c.Codec), flag(c.Lazy), flag(c.index))
-	b = binary.AppendUvarint(b, uint64(c.payload))
+	b = binary.AppendUvarint(appendString(b, c.pin), uint64(c.payload))
 	b = binary.AppendUvarint(b, uint64(c.DataSize))
 	b = binary.AppendUvarint(b, uint64(c.Entries))
 	b = binary.AppendUvarint(b, uint64(len(c.sums)))
@@ -94,6 +96,7 @@ func (c *Contents) UnmarshalBinary(b []byte) error {
 	}
 	n := Contents{Digest: d.string(), DiffID: d.string()}
 	n.Codec, n.Lazy, n.index = squash.Codec(d.bytes(1)[0]), d.bytes(1)[0] != 0, d.bytes(1)[0] != 0
+	n.pin = d.string()
 	n.payload, n.DataSize, n.Entries = d.int64(), d.int64(), int(d.uint32())
 	for range d.count(sha256.Size) {
 		n.sums = append(n.sums, [32]byte(d.bytes(sha256.Size)))

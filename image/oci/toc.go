@@ -138,6 +138,7 @@ func (t *tocScanner) scan(ctx context.Context) (*Contents, error) {
 	return &Contents{
 		Digest: l.Digest, DiffID: l.DiffID, Lazy: true,
 		DataSize: t.data, Entries: t.entries, payload: place.offset,
+		pin:  fmt.Sprintf("%s %s %d", place.raw, place.text, place.offset),
 		list: slices.Clip(t.list),
 	}, nil
 }
