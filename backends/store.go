@@ -265,9 +265,11 @@ type Layered interface {
 type Manifest struct {
 	// Digest names the manifest ("sha256:…").
 	Digest string
-	// Source is where it came from, HOST/REPOSITORY:TAG, as Apptainer's
-	// definition names it.
+	// Source is where it came from, HOST/REPOSITORY@DIGEST, for the "from" of
+	// the image's definition. It is the same for all tags of one manifest.
 	Source string
+	// Raw is the manifest itself, as the registry has it.
+	Raw json.RawMessage
 	// Config is the image's configuration blob, verified (OCI image-spec,
 	// config.md).
 	Config json.RawMessage

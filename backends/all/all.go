@@ -4,12 +4,15 @@ package all
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/dropbox"
 	"github.com/sregfs/sregfs/backends/gdrive"
 	"github.com/sregfs/sregfs/backends/local"
+	"github.com/sregfs/sregfs/backends/oci"
 )
 
 // Clients returns every client the program knows, in the order in which they
@@ -20,6 +23,11 @@ func Clients(registries map[string]string) ([]backends.Client, error) {
 		local.Client,
 		dropbox.Client,
 		gdrive.Client,
+		oci.DockerHub,
+		oci.Nvidia,
+	}
+	for _, name := range slices.Sorted(maps.Keys(registries)) {
+		list = append(list, oci.Registry(name, registries[name]))
 	}
 	return list, unique(list)
 }
