@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -32,6 +34,8 @@ func (c *doctorCmd) Run(ctx context.Context, e *environment) error {
 	list := []finding{
 		checkDevice(), checkFusermount(), checkOthers(), checkPassthrough(e), checkRuntime(), checkCacheDisk(e), checkDatabase(ctx, e),
 	}
+	var clock remoteClock
+	e.transport = &clock
 	clients, err := e.openClients(ctx)
 	if err != nil {
 		list = append(list, finding{"clients", err.Error(), "", true})
@@ -39,6 +43,7 @@ func (c *doctorCmd) Run(ctx context.Context, e *environment) error {
 	for _, o := range clients {
 		list = append(list, c.checkClient(ctx, o))
 	}
+	list = append(list, clock.check())
 	bad := 0
 	for _, f := range list {
 		mark := "ok  "
@@ -177,6 +182,41 @@ func checkDatabase(ctx context.Context, e *environment) finding {
 // clockSkew is how wrong a clock may be before signed requests and tokens
 // fail.
 const clockSkew = 5 * time.Minute
+
+// remoteClock reads what time the services think it is from their answers.
+type remoteClock struct {
+	mu    sync.Mutex
+	known bool
+	ahead time.Duration // of this machine's clock
+}
+
+// RoundTrip passes a request on and notes the answer's Date (RFC 9110, section
+// 6.6.1).
+func (c *remoteClock) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	if t, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		c.mu.Lock()
+		c.known, c.ahead = true, time.Since(t).Truncate(time.Second)
+		c.mu.Unlock()
+	}
+	return resp, nil
+}
+
+func (c *remoteClock) check() finding {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case !c.known:
+		return finding{name: "clock", state: "not compared: no service was asked"}
+	case c.ahead.Abs() > clockSkew:
+		return finding{"clock", fmt.Sprintf("%v off the services' clocks", c.ahead.Abs()),
+			"set the clock, as by timedatectl set-ntp true; tokens are refused meanwhile", true}
+	}
+	return finding{name: "clock", state: "agrees with the services'"}
+}
 
 func (c *doctorCmd) checkClient(ctx context.Context, o opened) finding {
 	f := finding{name: o.client.Name}

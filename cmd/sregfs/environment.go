@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -27,6 +28,7 @@ type environment struct {
 	settings
 	stdout, stderr io.Writer
 	log            *slog.Logger
+	transport      http.RoundTripper // of all clients; nil for the ordinary one
 }
 
 // getenv reads a variable as Settings.Lookup does, without quotes and spaces.
@@ -103,7 +105,7 @@ func (e *environment) clientSettings(name string, s backends.Secrets) backends.S
 	}
 	return backends.Settings{
 		Client: name, Getenv: os.Getenv, Secrets: s, Log: e.log.With("client", name),
-		Parallel: threads, UserAgent: "sregfs/" + version,
+		Parallel: threads, UserAgent: "sregfs/" + version, Transport: e.transport,
 	}
 }
 
