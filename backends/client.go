@@ -15,6 +15,9 @@ type Client struct {
 	Name string
 	// Aliases are further names that are accepted for it.
 	Aliases []string
+	// RecordName is what the Python client calls it in the database; Name when
+	// empty.
+	RecordName string
 	// About says in a few words what it is.
 	About string
 	// Open makes the store from what is set. It fails with ErrNotConfigured,

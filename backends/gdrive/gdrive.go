@@ -73,9 +73,10 @@ const (
 
 // Client is Google Drive as the program knows it.
 var Client = backends.Client{
-	Name:    "gdrive",
-	Aliases: []string{"google-drive", "drive"},
-	About:   "Google Drive",
+	Name:       "gdrive",
+	RecordName: "google-drive",
+	Aliases:    []string{"google-drive", "drive"},
+	About:      "Google Drive",
 	Open: func(ctx context.Context, s backends.Settings) (backends.Store, error) {
 		store, err := Open(ctx, s)
 		if err != nil {

@@ -174,7 +174,7 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 	if err != nil {
 		return fail(err)
 	}
-	stores, aliases := map[string]backends.Store{}, map[string]string{}
+	stores, aliases, recordNames := map[string]backends.Store{}, map[string]string{}, map[string]string{}
 	for _, o := range list {
 		if o.err != nil {
 			if !errors.Is(o.err, backends.ErrNotConfigured) {
@@ -186,6 +186,9 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 		if c, ok := o.store.(io.Closer); ok {
 			done.add(func() { _ = c.Close() })
 		}
+		if o.client.RecordName != "" {
+			recordNames[o.client.Name] = o.client.RecordName
+		}
 		for _, a := range o.client.Aliases {
 			aliases[a] = o.client.Name
 		}
@@ -195,7 +198,7 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 		return fail(err)
 	}
 	done.add(func() { _ = x.Close() })
-	o := catalog.Options{Index: x, ReadOnly: readOnly, Log: e.log, DockerCmd: yes("SREGISTRY_DOCKER_CMD")}
+	o := catalog.Options{Index: x, ReadOnly: readOnly, Log: e.log, RecordNames: recordNames, DockerCmd: yes("SREGISTRY_DOCKER_CMD")}
 	var cat *catalog.Catalog
 	if bytes {
 		objects := filepath.Join(e.cacheDir(), "objects")

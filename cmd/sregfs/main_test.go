@@ -79,4 +79,3 @@ func TestSize(t *testing.T) {
 		}
 	}
 }
-

@@ -3,9 +3,11 @@ package catalog
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/index"
 )
 
 // Versions returns what the store keeps of an image, newest first.
@@ -51,8 +53,13 @@ func (cl *Client) Remove(ctx context.Context, img backends.Image) error {
 			return err
 		}
 	}
-	_, err = cl.cat.opts.Index.DeleteRecord(ctx, cl.Name, img.Ref)
-	return err
+	if err := cl.cat.opts.Index.DropXattrs(ctx, cl.Name, img.Ref.Dir(), img.Ref.File()); err != nil {
+		return err
+	}
+	if _, err := cl.cat.opts.Index.DeleteRecord(ctx, cl.recordName, img.Ref); !errors.Is(err, index.ErrRecords) {
+		return err
+	}
+	return nil // the image is gone; a broken database is told of by the index
 }
 
 // namesakes are the other objects that are known under an image's name, none
@@ -94,7 +101,7 @@ func (cl *Client) Rename(ctx context.Context, img backends.Image, to backends.Re
 	}
 	moved = cl.carryOver(ctx, img, moved)
 	cl.remember(moved)
-	if known, err := x.DeleteRecord(ctx, cl.Name, img.Ref); err != nil {
+	if known, err := x.DeleteRecord(ctx, cl.recordName, img.Ref); err != nil {
 		return moved, err
 	} else if known {
 		if err := cl.record(ctx, moved); err != nil {

@@ -33,6 +33,9 @@ type Options struct {
 	Staging *staging.Dir
 	// ReadOnly refuses every change.
 	ReadOnly bool
+	// RecordNames are clients' names in the seeds' database, where they differ
+	// from their own.
+	RecordNames map[string]string
 	// TTL is how long the listing of a store without a change feed is taken
 	// for fresh; 0 for one minute.
 	TTL time.Duration

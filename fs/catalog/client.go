@@ -25,14 +25,18 @@ type Client struct {
 	Name  string
 	Store backends.Store
 
-	cat   *Catalog
-	log   *slog.Logger
-	fold  bool // the store ignores case
-	state listingState
+	cat        *Catalog
+	recordName string // in the seeds' database
+	log        *slog.Logger
+	fold       bool // the store ignores case
+	state      listingState
 }
 
 func newClient(c *Catalog, name string, store backends.Store) *Client {
 	cl := &Client{Name: name, Store: store, cat: c, log: c.log.With("client", name)}
+	if cl.recordName = c.opts.RecordNames[name]; cl.recordName == "" {
+		cl.recordName = name
+	}
 	if f, ok := backends.As[backends.CaseFolder](store); ok {
 		cl.fold = f.FoldsCase()
 	}

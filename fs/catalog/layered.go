@@ -4,20 +4,164 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/cache"
 	"github.com/sregfs/sregfs/image"
+	"github.com/sregfs/sregfs/image/oci"
 )
 
+// Notes of container images in the index.
+const (
+	noteLayer = "layer"     // data key or digest of a layer → its oci.Contents
+	noteSize  = "ocisize"   // cache key of an image → its size in bytes
+	noteParts = "ociparts"  // cache key of an image → its recipe, see recipe
+	noteConf  = "ociconfig" // content key → the configuration's attributes
+)
+
+// CacheKey names the content of img in the cache. A container image is cached
+// as the file that is made of it, which its manifest alone does not decide.
+func (cl *Client) CacheKey(img backends.Image) string {
+	if !img.Layered {
+		return img.ContentKey(cl.Name)
+	}
+	source := img.Ref.Collection + "/" + img.Ref.Name
+	key := fmt.Sprintf("oci:%s:%s@%s v%d", cl.Name, strings.TrimPrefix(source, "/"), img.Revision, oci.LayoutVersion)
+	if cl.cat.opts.DockerCmd {
+		key += " cmd"
+	}
+	return key
+}
+
+// openLayered opens a container image as one file. Its bytes are computed from
+// what is known of its layers: the first open of all waits for that, which
+// means for the layers themselves where they have no table of contents. The
+// file is kept in the cache like any other; all tags of a manifest share it.
 func (cl *Client) openLayered(ctx context.Context, img backends.Image) (*Content, error) {
-	return nil, cl.unsupported("open", img.Ref)
+	c, key := cl.cat.opts.Cache, cl.CacheKey(img)
+	fail := func(err error) (*Content, error) {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, &backends.Error{Op: "open", Client: cl.Name, Ref: img.Ref, Err: layeredKind(err)}
+	}
+	if _, _, complete := c.Stat(key); complete {
+		obj, err := c.Object(cache.Spec{Key: key, Size: -1})
+		switch {
+		case err == nil && obj.Complete():
+			return &Content{size: obj.Size(), obj: obj}, nil
+		case err == nil:
+			obj.Close() // damaged: made again below
+		case !errors.Is(err, cache.ErrNotCached):
+			return fail(err)
+		}
+	}
+	a, err := cl.cat.assemblies.get(ctx, key, func(ctx context.Context) (*assembly, error) {
+		return cl.assemble(ctx, img, key)
+	})
+	if err != nil {
+		return fail(err)
+	}
+	obj, err := c.Object(cache.Spec{Key: key, Size: a.image.Size(), Fetcher: a})
+	if err != nil {
+		return fail(err)
+	}
+	a.complete(obj)
+	return &Content{size: obj.Size(), obj: obj}, nil
 }
-func (cl *Client) layeredAttributes(ctx context.Context, img backends.Image) (image.Attributes, error) {
-	return image.Attributes{}, cl.unsupported("inspect", img.Ref)
+
+// layeredKind gives an error of image/oci the kind that the rest of the program
+// knows.
+func layeredKind(err error) error {
+	switch {
+	case errors.Is(err, oci.ErrCorrupt):
+		return fmt.Errorf("%w: %w", backends.ErrCorrupt, err)
+	case errors.Is(err, oci.ErrUnsupported):
+		return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+	}
+	return err
 }
-func (cl *Client) layeredSize(img backends.Image) int64 { return max(img.Size, 0) }
+
+// layeredSize is the size of the file that is made of a container image, as far
+// as it is known, and the store's estimate otherwise.
+func (cl *Client) layeredSize(img backends.Image) int64 {
+	key := cl.CacheKey(img)
+	if c := cl.cat.opts.Cache; c != nil {
+		if _, size, _ := c.Stat(key); size >= 0 {
+			return size
+		}
+	}
+	if data, ok, err := cl.cat.opts.Index.Note(cl.cat.ctx, noteSize, key); err == nil && ok {
+		if n, err := strconv.ParseInt(string(data), 10, 64); err == nil {
+			return n
+		}
+	}
+	return max(img.Size, 0)
+}
+
+// manifest asks the store what makes up a container image.
+func (cl *Client) manifest(ctx context.Context, img backends.Image) (backends.Layered, backends.Manifest, error) {
+	l, ok := backends.As[backends.Layered](cl.Store)
+	if !ok {
+		return nil, backends.Manifest{}, cl.unsupported("read the manifest of", img.Ref)
+	}
+	m, err := l.Manifest(ctx, img)
+	return l, m, err
+}
 
 // Manifest is what makes up a container image, as the registry has it.
 func (cl *Client) Manifest(ctx context.Context, img backends.Image) (json.RawMessage, error) {
-	return nil, errors.ErrUnsupported
+	if !img.Layered {
+		return nil, cl.unsupported("read the manifest of", img.Ref)
+	}
+	_, m, err := cl.manifest(ctx, img)
+	return m.Raw, err
+}
+
+// layeredAttributes are what the file that is made of a container image will
+// say of itself. They come from its configuration alone; no layer is fetched.
+func (cl *Client) layeredAttributes(ctx context.Context, img backends.Image) (image.Attributes, error) {
+	_, m, err := cl.manifest(ctx, img)
+	if err != nil {
+		return image.Attributes{}, err
+	}
+	fail := func(err error) (image.Attributes, error) {
+		return image.Attributes{}, &backends.Error{Op: "inspect", Client: cl.Name, Ref: img.Ref, Err: layeredKind(err)}
+	}
+	// The image of no layers at all has the same papers.
+	var config map[string]json.RawMessage
+	if err := json.Unmarshal(m.Config, &config); err != nil {
+		return fail(fmt.Errorf("%w: its configuration is no JSON object", backends.ErrCorrupt))
+	}
+	config["rootfs"] = json.RawMessage(`{"type":"layers","diff_ids":[]}`)
+	bare, err := json.Marshal(config)
+	if err != nil {
+		return fail(err)
+	}
+	im, err := oci.Assemble(ctx, bare, nil, cl.layeredOptions(m))
+	if err != nil {
+		return fail(err)
+	}
+	attrs, err := image.Inspect(ctx, papers{ctx, im}, im.Size())
+	if err != nil {
+		return fail(err)
+	}
+	return attrs, nil
+}
+
+func (cl *Client) layeredOptions(m backends.Manifest) oci.Options {
+	return oci.Options{Source: m.Source, DockerCmd: cl.cat.opts.DockerCmd}
+}
+
+// papers reads an image without layers.
+type papers struct {
+	ctx context.Context
+	im  *oci.Image
+}
+
+func (p papers) ReadAt(b []byte, off int64) (int, error) {
+	return p.im.ReadAt(p.ctx, oci.Files(nil), b, off)
 }

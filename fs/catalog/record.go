@@ -20,9 +20,11 @@ func (cl *Client) Record(ctx context.Context, img backends.Image) ([]byte, error
 		return nil, err
 	}
 	r, _, err := cl.note(ctx, img, attrs)
-	if err != nil {
+	if err != nil && !errors.Is(err, index.ErrRecords) {
 		return nil, err
 	}
+	// With a database that cannot be used the record lacks its numbers alone;
+	// the index has logged why.
 	return formatRecord(r)
 }
 
@@ -35,7 +37,7 @@ func (cl *Client) note(ctx context.Context, img backends.Image, attrs json.RawMe
 		return index.Record{}, false, err
 	}
 	r := index.Record{
-		Client: cl.Name, Collection: img.Ref.Collection, Name: img.Ref.Name, Tag: img.Ref.Tag,
+		Client: cl.recordName, Collection: img.Ref.Collection, Name: img.Ref.Name, Tag: img.Ref.Tag,
 		Version: img.Version, URI: cl.URI(img), Metrics: metrics, Created: img.Created,
 	}
 	if img.URL != "" {
@@ -167,7 +169,7 @@ func (cl *Client) record(ctx context.Context, img backends.Image) error {
 		return err
 	}
 	if attrs == nil {
-		if _, ok, err := cl.cat.opts.Index.Record(ctx, cl.Name, img.Ref.WithVersion(img.Version)); err != nil || ok {
+		if _, ok, err := cl.cat.opts.Index.Record(ctx, cl.recordName, img.Ref.WithVersion(img.Version)); err != nil || ok {
 			return err
 		}
 	}
@@ -178,7 +180,7 @@ func (cl *Client) record(ctx context.Context, img backends.Image) error {
 // Forget drops the record of an image and, with bytes, what is cached of it.
 // The remote keeps it.
 func (cl *Client) Forget(ctx context.Context, img backends.Image, bytes bool) error {
-	known, err := cl.cat.opts.Index.DeleteRecord(ctx, cl.Name, img.Ref)
+	known, err := cl.cat.opts.Index.DeleteRecord(ctx, cl.recordName, img.Ref)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,14 @@ type account struct {
 	own func(uid int) error
 }
 
+// recorded is the client's name in the Python client's database.
+func (a account) recorded() string {
+	if a.client == "gdrive" {
+		return "google-drive"
+	}
+	return a.client
+}
+
 // mustHold checks that the remote has the bytes of a file under a name.
 func (a account) mustHold(t *testing.T, name, file string) {
 	t.Helper()

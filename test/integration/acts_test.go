@@ -211,10 +211,10 @@ for r in db.execute("select c.name, k.name, c.tag, c.client, c.uri from containe
 			}
 			return nil
 		})
-		if !strings.HasPrefix(row, "asaurus pusheen red "+a.client+" pusheen/asaurus:red") {
+		if !strings.HasPrefix(row, "asaurus pusheen red "+a.recorded()+" pusheen/asaurus:red") {
 			t.Errorf("the database holds %q", row)
 		}
-		if out := d.run("%s images asaurus", program); !strings.Contains(out, "["+a.client+"]") || !strings.Contains(out, "pusheen/asaurus:red") {
+		if out := d.run("%s images asaurus", program); !strings.Contains(out, "["+a.recorded()+"]") || !strings.Contains(out, "pusheen/asaurus:red") {
 			t.Errorf("sregfs images prints:\n%s", out)
 		}
 	})
