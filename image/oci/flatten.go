@@ -16,7 +16,7 @@ func flatten(ctx context.Context, t *tree, layers []*Contents) error {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		t.layer = i + 1
+		t.layer = int32(i) + 1
 		f := flattener{tree: t, source: i, contents: c}
 		if path, err := f.run(ctx); err != nil {
 			return &LayerError{Layer: c.Digest, Path: path, Err: err}

@@ -25,6 +25,8 @@ type Options struct {
 	Arch string
 	// DockerCmd makes Cmd run rather than Entrypoint (SREGISTRY_DOCKER_CMD).
 	DockerCmd bool
+	// Limits bound the cost; only Entries and Metadata count here.
+	Limits Limits
 }
 
 // Image is a Singularity image whose files' contents lie in the data files of
@@ -69,18 +71,21 @@ func Assemble(ctx context.Context, config []byte, layers []*Contents, opts Optio
 	if len(c.DiffIDs) != len(layers) {
 		return nil, corrupt("%d layers, but the configuration has %d", len(layers), len(c.DiffIDs))
 	}
+	opts.Arch = cmp.Or(opts.Arch, c.Architecture, "amd64")
 	codec := squash.Plain
 	id := sha256.New()
-	fmt.Fprintf(id, "%d\n%s\n%+v\n", LayoutVersion, sha256.Sum256(config), opts)
+	fmt.Fprintf(id, "%d\n%x\n%q %q %v\n", LayoutVersion, sha256.Sum256(config), opts.Source, opts.Arch, opts.DockerCmd)
+	entries, metadata := 0, 0
 	for i, l := range layers {
 		if l.DiffID != c.DiffIDs[i] {
 			return nil, corrupt("layer %d has the diff id %s, but the configuration has %s", i+1, l.DiffID, c.DiffIDs[i])
 		}
 		codec = max(codec, l.Codec)
+		entries, metadata = entries+l.Entries, metadata+len(l.list)
+		if err := opts.Limits.withDefaults().check(entries, metadata); err != nil {
+			return nil, err
+		}
 		fmt.Fprintln(id, l.DataKey())
-	}
-	if opts.Arch == "" {
-		opts.Arch = cmp.Or(c.Architecture, "amd64")
 	}
 	papers, err := newPaperwork(c, opts)
 	if err != nil {
@@ -94,7 +99,7 @@ func Assemble(ctx context.Context, config []byte, layers []*Contents, opts Optio
 	if err := flatten(ctx, t, layers); err != nil {
 		return nil, err
 	}
-	t.layer = len(layers) + 1
+	t.layer = int32(len(layers)) + 1
 	b := builder{tree: t, source: len(layers)}
 	if err := b.add(papers); err != nil {
 		return nil, err

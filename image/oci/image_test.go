@@ -223,6 +223,11 @@ func TestAssembleRefuses(t *testing.T) {
 			t.Errorf("%s: Assemble = %v, want ErrCorrupt", name, err)
 		}
 	}
+	for _, limits := range []Limits{{Entries: 5}, {Metadata: 20}} {
+		if _, err := Assemble(t.Context(), good, s.contents, Options{Limits: limits}); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("beyond %+v: Assemble = %v, want ErrUnsupported", limits, err)
+		}
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := Assemble(ctx, good, s.contents, Options{}); !errors.Is(err, context.Canceled) {
@@ -291,4 +296,5 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-const layoutSum101 = "sha256:c67d7b810bdb2433b66915664c54d8c70613872f8b3fbaee22dfa6f094ead930"
+// layoutSum101 is what TestLayoutVersion expects of version 101.
+const layoutSum101 = "sha256:e696f861a0c4654a31a40f60d2513fcc2290125f8f7c7fc361c768c3dffc43b9"

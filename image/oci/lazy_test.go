@@ -368,7 +368,7 @@ func FuzzTOC(f *testing.F) {
 	f.Add([]byte(`{"version":1,"entries":[{"type":"reg","name":"a","size":5,"offset":3,"chunkSize":2,"chunkDigest":"sha256:` + strings.Repeat("0", 64) +
 		`"},{"type":"chunk","name":"a","offset":9,"chunkOffset":2,"chunkDigest":"sha256:` + strings.Repeat("1", 64) + `"},{"type":"hardlink","name":"b","linkName":"a"}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		s := &tocScanner{limits: Limits{Entries: 1000, Logical: 1 << 30, Ratio: 1, Slack: 1}}
+		s := &tocScanner{limits: Limits{Entries: 1000, Metadata: 1 << 20, Logical: 1 << 30, Ratio: 1, Slack: 1}}
 		if s.decode(t.Context(), bytes.NewReader(text)) != nil {
 			return
 		}

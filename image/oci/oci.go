@@ -108,8 +108,13 @@ type Layer struct {
 // Limits bound what a hostile image can cost. A zero field stands for the
 // default.
 type Limits struct {
-	// Entries is how many a layer may have. Default 4,000,000.
+	// Entries is how many a layer may have, and all layers of an image
+	// together. Each takes some 450 bytes while an image is assembled. Default
+	// 1,000,000.
 	Entries int
+	// Metadata is how many bytes their names, targets and attributes may have,
+	// again of a layer and of an image. Default 128 MiB.
+	Metadata int
 	// Logical is the sum of the sizes of a layer's files, holes included.
 	// Default 256 GiB.
 	Logical int64
@@ -122,7 +127,10 @@ type Limits struct {
 // withDefaults fills in the zero fields.
 func (l Limits) withDefaults() Limits {
 	if l.Entries == 0 {
-		l.Entries = 4_000_000
+		l.Entries = 1_000_000
+	}
+	if l.Metadata == 0 {
+		l.Metadata = 128 << 20
 	}
 	if l.Logical == 0 {
 		l.Logical = 256 << 30
@@ -134,6 +142,17 @@ func (l Limits) withDefaults() Limits {
 		l.Slack = 4 << 30
 	}
 	return l
+}
+
+// check refuses more than the limits allow.
+func (l Limits) check(entries, metadata int) error {
+	if entries > l.Entries {
+		return unsupported("more than %d entries", l.Entries)
+	}
+	if metadata > l.Metadata {
+		return unsupported("names and attributes of more than %d bytes", l.Metadata)
+	}
+	return nil
 }
 
 // ScanOptions are how a layer is scanned.

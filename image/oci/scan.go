@@ -240,8 +240,9 @@ func (s *scanner) member(h *tar.Header, content io.Reader) error {
 	if e == nil {
 		return nil
 	}
-	if s.entries++; s.entries > s.limits.Entries {
-		return unsupported("more than %d entries", s.limits.Entries)
+	s.entries++
+	if err := s.limits.check(s.entries, len(s.list)); err != nil {
+		return err
 	}
 	s.last = e.name
 	if e.kind == kindFile || e.kind == kindIndex {

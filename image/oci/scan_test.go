@@ -291,7 +291,7 @@ func TestZstdFrames(t *testing.T) {
 }
 
 func TestScanBombs(t *testing.T) {
-	small := Limits{Entries: 100, Logical: 64 << 20, Ratio: 10, Slack: 1 << 20}
+	small := Limits{Entries: 100, Metadata: 50_000, Logical: 64 << 20, Ratio: 10, Slack: 1 << 20}
 	zeros := archive(t, file("zeros", strings.Repeat("\x00", 32<<20)))
 	var many []member
 	for i := range 101 {
@@ -305,10 +305,16 @@ func TestScanBombs(t *testing.T) {
 		layer Layer
 		kind  error
 	}{
-		"gzip":          {layerOf(gzipped(zeros), zeros), ErrCorrupt},
-		"zstd":          {layerOf(zstded(zeros), zeros), ErrCorrupt},
-		"behind it":     {layerOf(gzipped(trailing), trailing), ErrCorrupt},
-		"entries":       {layer(t, many...), ErrUnsupported},
+		"gzip":      {layerOf(gzipped(zeros), zeros), ErrCorrupt},
+		"zstd":      {layerOf(zstded(zeros), zeros), ErrCorrupt},
+		"behind it": {layerOf(gzipped(trailing), trailing), ErrCorrupt},
+		"entries":   {layer(t, many...), ErrUnsupported},
+		"names": {layer(t, func() (m []member) {
+			for i := range 30 {
+				m = append(m, folder(fmt.Sprint(strings.Repeat("long/", 400), i)))
+			}
+			return m
+		}()...), ErrUnsupported},
 		"a sparse file": {layerOf(gzipped(huge), huge), ErrUnsupported},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -452,7 +458,7 @@ func FuzzScan(f *testing.F) {
 	f.Add(zstded(plain))
 	f.Add(oldGNUSparse())
 	f.Add(paxSparse())
-	limits := Limits{Entries: 1000, Logical: 4 << 20, Ratio: 100, Slack: 1 << 20}
+	limits := Limits{Entries: 1000, Metadata: 1 << 20, Logical: 4 << 20, Ratio: 100, Slack: 1 << 20}
 	f.Fuzz(func(t *testing.T, blob []byte) {
 		// The diff id cannot be known here, so look behind its check.
 		s := &scanner{limits: limits}

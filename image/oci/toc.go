@@ -44,7 +44,7 @@ const (
 	tocTail = 128 << 10
 	// maxTOC is how large a table may be, as it is and as text. An entry takes
 	// some 50 and 300 bytes.
-	maxTOC, maxTOCText = 256 << 20, 2 << 30
+	maxTOC, maxTOCText = 64 << 20, 1 << 30
 	// maxChunk is the largest piece that is fetched and checked as a whole.
 	maxChunk = 32 << 20
 )
@@ -344,8 +344,9 @@ func (t *tocScanner) entry(h *tocEntry) error {
 	if err != nil || e == nil {
 		return err
 	}
-	if t.entries++; t.entries > t.limits.Entries {
-		return unsupported("more than %d entries", t.limits.Entries)
+	t.entries++
+	if err := t.limits.check(t.entries, len(t.list)); err != nil {
+		return err
 	}
 	if e.kind != kindFile {
 		if e.kind != kindIndex { // the format's own

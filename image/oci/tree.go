@@ -16,7 +16,7 @@ const maxSteps = 4 * maxPath
 // alone; a path can lead nowhere but into it.
 type tree struct {
 	root  *node
-	layer int // the number of the layer that is being laid; 0 is none
+	layer int32 // the number of the layer that is being laid; 0 is none
 	// made is what a directory gets that no layer has an entry for.
 	made squash.Inode
 }
@@ -25,13 +25,13 @@ type tree struct {
 type node struct {
 	name     string
 	parent   *node
-	depth    int
+	depth    int32
 	inode    *squash.Inode
 	children map[string]*node // not nil: a directory
 
-	entry   int // the layer that set the inode
-	touched int // the latest layer that set it or anything below
-	cleared int // the layer that hid all that lay here before it
+	entry   int32 // the layer that set the inode
+	touched int32 // the latest layer that set it or anything below
+	cleared int32 // the layer that hid all that lay here before it
 }
 
 func newTree(made squash.Inode) *tree {
