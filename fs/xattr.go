@@ -63,7 +63,7 @@ func (n *fileNode) known(ctx context.Context, img backends.Image) ([]string, map
 		values["created_at"] = img.Modified.UTC().Format("2006-01-02 15:04:05")
 	}
 	names := []string{"uri", "url", "client", "collection", "name", "tag", "version", "size", "created_at", "location", "cached", "id"}
-	if c := n.tree.cat.Cache(); c != nil && c.Pinned(img.ContentKey(n.cl.Name)) {
+	if c := n.tree.cat.Cache(); c != nil && c.Pinned(n.cl.CacheKey(img)) {
 		values["pin"] = "1"
 		names = append(names, "pin")
 	}
@@ -321,7 +321,7 @@ func (n *fileNode) pin(ctx context.Context, on bool) syscall.Errno {
 	if err != nil {
 		return n.tree.fail("pin", n.path(), err)
 	}
-	return n.tree.fail("pin", n.path(), c.Pin(img.ContentKey(n.cl.Name), on))
+	return n.tree.fail("pin", n.path(), c.Pin(n.cl.CacheKey(img), on))
 }
 
 // userXattrs are those of a file that is being written, nil when it is an

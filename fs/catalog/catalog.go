@@ -47,13 +47,14 @@ type Options struct {
 
 // Catalog is a set of clients. It is safe for concurrent use.
 type Catalog struct {
-	opts     Options
-	log      *slog.Logger
-	clients  []*Client // sorted by name; fixed after New
-	records  chan recordJob
-	failures failures
-	times    times
-	started  bool // listings are followed; set before the first question
+	opts       Options
+	log        *slog.Logger
+	clients    []*Client // sorted by name; fixed after New
+	records    chan recordJob
+	failures   failures
+	times      times
+	assemblies assemblies // container images that are open, or were a moment ago
+	started    bool       // listings are followed; set before the first question
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc

@@ -59,7 +59,7 @@ func (cl *Client) hint(ctx context.Context, img backends.Image, obj *cache.Objec
 	if obj.Complete() {
 		return
 	}
-	data, ok, err := cl.cat.opts.Index.Note(ctx, noteProfile, img.ContentKey(cl.Name))
+	data, ok, err := cl.cat.opts.Index.Note(ctx, noteProfile, cl.CacheKey(img))
 	if err != nil || !ok {
 		return
 	}
@@ -76,7 +76,7 @@ func (cl *Client) Learn(img backends.Image, c *Content) {
 	if c.obj == nil {
 		return
 	}
-	x, key := cl.cat.opts.Index, img.ContentKey(cl.Name)
+	x, key := cl.cat.opts.Index, cl.CacheKey(img)
 	if _, ok, err := x.Note(cl.cat.ctx, noteProfile, key); err != nil || ok {
 		return
 	}
@@ -170,7 +170,7 @@ func (cl *Client) Cached(img backends.Image) (bytes int64, complete bool) {
 	if cl.cat.opts.Cache == nil {
 		return 0, false
 	}
-	bytes, _, complete = cl.cat.opts.Cache.Stat(img.ContentKey(cl.Name))
+	bytes, _, complete = cl.cat.opts.Cache.Stat(cl.CacheKey(img))
 	return bytes, complete
 }
 

@@ -16,10 +16,8 @@ import (
 
 // Notes of container images in the index.
 const (
-	noteLayer = "layer"     // data key or digest of a layer → its oci.Contents
-	noteSize  = "ocisize"   // cache key of an image → its size in bytes
-	noteParts = "ociparts"  // cache key of an image → its recipe, see recipe
-	noteConf  = "ociconfig" // content key → the configuration's attributes
+	noteLayer = "layer"   // data key or digest of a layer → its oci.Contents
+	noteSize  = "ocisize" // cache key of an image → its size in bytes
 )
 
 // CacheKey names the content of img in the cache. A container image is cached
@@ -59,7 +57,7 @@ func (cl *Client) openLayered(ctx context.Context, img backends.Image) (*Content
 			return fail(err)
 		}
 	}
-	a, err := cl.cat.assemblies.get(ctx, key, func(ctx context.Context) (*assembly, error) {
+	a, err := cl.cat.assembled(ctx, key, func(ctx context.Context) (*assembly, error) {
 		return cl.assemble(ctx, img, key)
 	})
 	if err != nil {

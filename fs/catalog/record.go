@@ -197,5 +197,5 @@ func (cl *Client) Forget(ctx context.Context, img backends.Image, bytes bool) er
 	if cl.cat.opts.Cache == nil {
 		return &backends.Error{Op: "forget", Client: cl.Name, Ref: img.Ref, Err: errNoCache}
 	}
-	return cl.cat.opts.Cache.Remove(img.ContentKey(cl.Name))
+	return cl.cat.opts.Cache.Remove(cl.CacheKey(img))
 }
