@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	iofs "io/fs"
 	"net/http"
 	"net/url"
@@ -316,17 +315,6 @@ func hasTag(err error, tag string) bool {
 // notFound reports whether err is Dropbox's own no: there is nothing of the
 // kind that was asked for.
 func notFound(err error) bool { return errors.Is(kindOf(tagsOf(err)), iofs.ErrNotExist) }
-
-// bodyError is what reading a download's body ended with, other than its end.
-func bodyError(ctx context.Context, err error) error {
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF):
-		return io.ErrUnexpectedEOF
-	}
-	return fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err)
-}
 
 // notThere reports whether err says that there is no such image.
 func notThere(err error) bool { return errors.Is(err, iofs.ErrNotExist) }

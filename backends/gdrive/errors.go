@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	iofs "io/fs"
 	"net/http"
 	"net/url"
@@ -196,15 +195,4 @@ func classify(resp *http.Response) pacer.Decision {
 		}
 	}
 	return pacer.Default(resp)
-}
-
-// bodyError is the error of a body that breaks off.
-func bodyError(ctx context.Context, err error) error {
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return io.ErrUnexpectedEOF
-	}
-	return fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, lost(err))
 }

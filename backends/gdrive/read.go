@@ -51,7 +51,7 @@ func (s *Store) OpenRange(ctx context.Context, img backends.Image, off, n int64)
 	case err != nil:
 		return nil, s.fail(ctx, op, img.Ref, err)
 	}
-	return &ranged{ctx: ctx, body: body, left: n}, nil
+	return backends.Body(ctx, body, n, lost), nil
 }
 
 // span is n bytes at off of size.
@@ -161,34 +161,3 @@ func (sp span) check(resp *http.Response) (io.ReadCloser, error) {
 	resp.Body.Close()
 	return nil, fmt.Errorf("%w: asked for %q, the answer has %q (HTTP %d)", backends.ErrUnreachable, want, got, resp.StatusCode)
 }
-
-// ranged is a download's body, of which exactly left bytes are to come.
-type ranged struct {
-	ctx  context.Context
-	body io.ReadCloser
-	left int64
-}
-
-// Read is io.Reader's. A body that is too short ends with
-// io.ErrUnexpectedEOF, one that is too long is cut.
-func (r *ranged) Read(p []byte) (int, error) {
-	if r.left == 0 {
-		return 0, io.EOF
-	}
-	if int64(len(p)) > r.left {
-		p = p[:r.left]
-	}
-	n, err := r.body.Read(p)
-	r.left -= int64(n)
-	switch {
-	case err == nil:
-	case r.left == 0:
-		err = io.EOF
-	default:
-		err = bodyError(r.ctx, err)
-	}
-	return n, err
-}
-
-// Close is io.Closer's.
-func (r *ranged) Close() error { return r.body.Close() }
