@@ -117,3 +117,23 @@ func TestLazyRun(t *testing.T) {
 		}
 	})
 }
+
+// TestMounted loop-mounts an image out of the tree, as a setuid runtime does,
+// and by squashfuse, as an unprivileged one does.
+func TestMounted(t *testing.T) {
+	eachClient(t, func(t *testing.T, a account) {
+		image := imagetest.Squashfs(t, imagetest.Opts{Files: map[string]string{"etc/colour": "red\n"}})
+		a.put(t, "pusheen/asaurus:red", image)
+		d := newMachine(t, a.env...).mount("--client=" + a.client)
+		file := a.client + "/pusheen/asaurus:red.simg"
+		at := filepath.Join(d.home, "inside")
+		d.run("mkdir %s && mount -o loop,ro %s %s", at, file, at)
+		d.want("red", "cat %s/etc/colour; umount %s", at, at)
+		d.run("squashfuse %s %s", file, at)
+		d.want("red", "cat %s/etc/colour; fusermount3 -u %s", at, at)
+		d.eventually("the image to be let go of", func() error {
+			_, _, err := d.try("! losetup -a | grep -q %s", d.dir)
+			return err
+		})
+	})
+}
