@@ -20,6 +20,7 @@ type dirNode struct {
 	tree *Tree
 	cl   *catalog.Client
 	dir  string // its path below the client, in the tree's names
+	acts acts
 }
 
 var (
@@ -73,6 +74,7 @@ func (n *dirNode) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno
 }
 
 func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
+	defer n.acts.begin()()
 	child, img, errno := n.lookup(ctx, name, out)
 	if img != nil {
 		n.cl.Seen(*img)
@@ -120,10 +122,12 @@ func (n *dirNode) lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 	case ok:
 		return t.newDir(ctx, &n.Inode, n.cl, actual, out), nil, 0
 	}
-	return nil, nil, syscall.ENOENT
+	child, errno = n.lookupTag(ctx, name, out)
+	return child, nil, errno
 }
 
 func (n *dirNode) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
+	defer n.acts.begin()()
 	if _, _, isImage := backends.ParseFile(name); isImage || temporary(name) || n.dir == "" && (name == searchDir || name == byIDDir) {
 		return nil, n.tree.fail("make collection", n.path(name), &backends.Error{Op: "name", Err: backends.ErrInvalidName,
 			Hint: "a collection's name does not begin with a dot or end like an image's"})
@@ -139,6 +143,7 @@ func (n *dirNode) Mkdir(ctx context.Context, name string, mode uint32, out *fuse
 }
 
 func (n *dirNode) Rmdir(ctx context.Context, name string) syscall.Errno {
+	defer n.acts.begin()()
 	dir := path.Join(n.dir, name)
 	if n.tree.pending.any(n.cl, dir) {
 		return syscall.ENOTEMPTY
@@ -150,6 +155,7 @@ func (n *dirNode) Rmdir(ctx context.Context, name string) syscall.Errno {
 }
 
 func (n *dirNode) Unlink(ctx context.Context, name string) syscall.Errno {
+	defer n.acts.begin()()
 	ref, sidecar, isImage := backends.ParseFile(name)
 	key := name
 	if isImage && !sidecar {
@@ -186,6 +192,10 @@ func (n *dirNode) Rename(ctx context.Context, name string, newParent fusefs.Inod
 	to, ok := newParent.(*dirNode)
 	if !ok || flags&^unixRenameNoreplace != 0 {
 		return syscall.EINVAL
+	}
+	defer n.acts.begin()()
+	if to != n {
+		defer to.acts.begin()()
 	}
 	if to.cl != n.cl {
 		return syscall.EXDEV
@@ -251,6 +261,7 @@ func (n *dirNode) rename(ctx context.Context, name string, to *dirNode, newName 
 }
 
 func (n *dirNode) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fusefs.Inode, fusefs.FileHandle, uint32, syscall.Errno) {
+	defer n.acts.begin()()
 	t := n.tree
 	if ref, sidecar, ok := backends.ParseFile(name); ok && sidecar {
 		return n.createSidecar(ctx, ref, name, out)

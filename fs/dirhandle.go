@@ -37,6 +37,7 @@ func (n *dirNode) OpendirHandle(ctx context.Context, flags uint32) (fusefs.FileH
 // load takes the snapshot. It is called with h.mu held.
 func (h *dirHandle) load(ctx context.Context) error {
 	n := h.n
+	defer n.acts.begin()()
 	h.entries, h.loaded = nil, false
 	h.images = map[string]brief{}
 	add := func(name string, mode uint32) {
@@ -65,6 +66,15 @@ func (h *dirHandle) load(ctx context.Context) error {
 			add(name, fuse.S_IFREG)
 		}
 		delete(h.images, name)
+	}
+	if len(h.entries) == 2 && n.dir != "" {
+		tags, err := n.tags(ctx)
+		if err != nil {
+			return err
+		}
+		for _, name := range tags {
+			add(name, fuse.S_IFLNK)
+		}
 	}
 	h.loaded = true
 	return nil

@@ -53,7 +53,7 @@ func (t *Tree) tell(n notice) {
 		return
 	}
 	if n.diff.Full {
-		forgetAll(top)
+		t.forgetAll(top)
 		return
 	}
 	byDir := map[string][]string{}
@@ -67,34 +67,65 @@ func (t *Tree) tell(n notice) {
 	}
 	for dir, files := range byDir {
 		if d := descend(top, dir); d != nil {
-			forgetNames(d, files)
+			t.forgetNames(d, files)
 		}
 	}
 }
 
 // forgetNames drops every spelling of the changed names under a directory.
-func forgetNames(d *fusefs.Inode, files []string) {
+func (t *Tree) forgetNames(d *fusefs.Inode, files []string) {
 	// By folded name: one client's case rules are not another's, and to drop
 	// a name too many costs a look-up.
 	want := make(map[string]bool, len(files))
 	for _, f := range files {
 		want[strings.ToLower(f)] = true
 	}
+	var drop []string
 	for name := range d.Children() {
 		canonical := name
 		if ref, _, ok := backends.ParseFile(name); ok {
 			canonical = ref.Latest().File()
 		}
 		if want[strings.ToLower(canonical)] {
-			d.NotifyEntry(name)
+			drop = append(drop, name)
 		}
+	}
+	t.drop(d, drop)
+}
+
+func (t *Tree) forgetAll(d *fusefs.Inode) {
+	var drop []string
+	for name, child := range d.Children() {
+		if child.IsDir() {
+			t.forgetAll(child)
+		}
+		drop = append(drop, name)
+	}
+	t.drop(d, drop)
+}
+
+// drop has the kernel forget names under a directory, as soon as nothing is
+// done there.
+func (t *Tree) drop(d *fusefs.Inode, names []string) {
+	dir, ok := d.Operations().(*dirNode)
+	for i, name := range names {
+		if ok && dir.acts.busy() != nil {
+			// Other directories need not wait for this one.
+			t.work.Go(func() { t.dropLater(d, dir, names[i:]) })
+			return
+		}
+		d.NotifyEntry(name)
 	}
 }
 
-func forgetAll(d *fusefs.Inode) {
-	for name, child := range d.Children() {
-		if child.IsDir() {
-			forgetAll(child)
+func (t *Tree) dropLater(d *fusefs.Inode, dir *dirNode, names []string) {
+	for _, name := range names {
+		for idle := dir.acts.busy(); idle != nil; idle = dir.acts.busy() {
+			select {
+			case <-idle:
+			case <-t.quit:
+				return
+			}
 		}
 		d.NotifyEntry(name)
 	}
