@@ -73,6 +73,8 @@ func (h *writeHandle) Allocate(ctx context.Context, off, size uint64, mode uint3
 }
 
 func (h *writeHandle) Flush(ctx context.Context) syscall.Errno {
+	ctx, stop := patient(ctx, caller(ctx))
+	defer stop()
 	return h.n.tree.fail("push", h.pf.path(), h.pf.close(ctx, h.n, exiting(caller(ctx))))
 }
 
