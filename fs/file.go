@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"path"
 	"sync"
 	"syscall"
@@ -270,6 +271,11 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, u
 		return pf.open(n, ""), fuse.FOPEN_DIRECT_IO, 0
 	}
 	h, fuseFlags, err := n.openRead(ctx)
+	if errors.Is(err, backends.ErrStale) {
+		// No failure yet: the kernel looks the name up again, as above.
+		n.tree.log.Debug("a changed image is looked up again", "path", n.path())
+		return nil, 0, syscall.ESTALE
+	}
 	if err != nil {
 		return nil, 0, n.tree.fail("open", n.path(), err)
 	}
