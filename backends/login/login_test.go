@@ -100,7 +100,7 @@ func (s *service) serve(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	s.n++
-	json.NewEncoder(w).Encode(map[string]any{"access_token": fmt.Sprintf("A%d", s.n), "token_type": "bearer",
+	json.NewEncoder(w).Encode(map[string]any{"access_token": fmt.Sprintf("access-token-%d", s.n), "token_type": "bearer",
 		"expires_in": 3600, "refresh_token": refresh})
 }
 
@@ -298,7 +298,7 @@ func TestRefreshIsStored(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 10 {
 			wg.Go(func() {
-				if tok, err := src.Token(); err != nil || tok.AccessToken != "A1" {
+				if tok, err := src.Token(); err != nil || tok.AccessToken != "access-token-1" {
 					t.Errorf("Token = %+v, %v", tok, err)
 				}
 			})
@@ -309,7 +309,7 @@ func TestRefreshIsStored(t *testing.T) {
 		if rotate {
 			want = "R0+"
 		}
-		if tok == nil || tok.RefreshToken != want || tok.AccessToken != "A1" || !tok.Valid() {
+		if tok == nil || tok.RefreshToken != want || tok.AccessToken != "access-token-1" || !tok.Valid() {
 			t.Errorf("rotate %v: stored %+v", rotate, tok)
 		}
 	}
