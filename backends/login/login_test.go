@@ -406,7 +406,7 @@ func TestTransport(t *testing.T) {
 		}
 		resp.Body.Close()
 	}
-	if got := strings.Join(seen, ", "); got != "Bearer revoked body, Bearer A1 body, Bearer A1 body" {
+	if got := strings.Join(seen, ", "); got != "Bearer revoked body, Bearer access-token-1 body, Bearer access-token-1 body" {
 		t.Errorf("requests: %s", got)
 	}
 }
