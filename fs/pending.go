@@ -215,7 +215,7 @@ func (pf *pendingFile) truncate(ctx context.Context, size int64) error {
 	if err := pf.stage(ctx, size == 0); err != nil {
 		return err
 	}
-	return pf.staged.Truncate(size)
+	return pf.staged.Truncate(ctx, size)
 }
 
 // move gives the file another temporary name.

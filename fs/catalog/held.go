@@ -1,6 +1,8 @@
 package catalog
 
 import (
+	"context"
+	"errors"
 	"os"
 	"time"
 
@@ -35,17 +37,40 @@ func (c *Catalog) Resume() {
 			_ = f.Release()
 			continue
 		}
-		s := &Staged{cl: cl, file: f, to: to, dirty: true, sums: newPrefixSums()}
+		s := &Staged{cl: cl, file: f, to: to, dirty: true, sums: newPrefixSums(), resumable: true, leftover: true}
 		s.sums.broken = true
 		c.log.Info("resuming an upload that an earlier run left", "client", m.Client, "image", to.String())
-		c.work.Go(func() {
-			_, err := s.Commit(c.ctx)
-			if err != nil && c.ctx.Err() == nil {
-				c.Fail(err.Error())
-			}
-			s.Finish(true)
-		})
+		c.work.Go(func() { c.resume(s) })
 	}
+}
+
+// resume pushes what an earlier run left, and tries again while the remote
+// cannot be asked. Anything else that stands in the way, such as a newer image
+// under the name, is told and left to the user.
+func (c *Catalog) resume(s *Staged) {
+	defer s.Finish(true)
+	for wait := retryMin; ; wait = min(wait*2, retryMax) {
+		_, err := s.Commit(c.ctx)
+		if err == nil || c.ctx.Err() != nil {
+			return
+		}
+		c.Fail(err.Error())
+		if !passing(err) {
+			return
+		}
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// passing reports whether a push that failed so may succeed later, without
+// anybody's doing but to restore the network or the log-in.
+func passing(err error) bool {
+	return errors.Is(err, backends.ErrUnreachable) || errors.Is(err, backends.ErrBusy) ||
+		errors.Is(err, backends.ErrAuth) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // Held is what waits on this disk and is not on the remote.

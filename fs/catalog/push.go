@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"bytes"
 	"context"
 	"crypto/md5"
 	"crypto/sha256"
@@ -10,7 +11,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/sregfs/sregfs/backends"
@@ -18,220 +18,18 @@ import (
 	"github.com/sregfs/sregfs/image"
 )
 
-// Staged is a file that is being written and will be pushed. Its bytes and its
-// journal are on disk from the first write on. It is safe for concurrent use.
-type Staged struct {
-	cl   *Client
-	file *staging.File
-
-	mu    sync.Mutex
-	to    backends.Ref // zero while the name is a temporary one
-	dirty bool         // written to since the last commit
-	mtime time.Time    // set by the user, zero for none
-	sums  *prefixSums
-	ahead *aheadUpload
-	// aheadTried: sending ahead is begun once, after a rewrite not again.
-	aheadTried bool
-	flight     *flight // the commit under way
-	pushed     *backends.Image
-}
-
-// flight is one commit that several callers may wait for.
-type flight struct {
-	done chan struct{}
-	img  backends.Image
-	err  error
-}
-
-// Stage begins a file that is to become the image to, or, with a zero to, one
-// under a temporary name that a rename will decide.
-func (cl *Client) Stage(ctx context.Context, to backends.Ref, tempName string) (*Staged, error) {
-	if !cl.Writable() {
-		return nil, cl.readOnly("push", to)
-	}
-	f, err := cl.cat.opts.Staging.Create(staging.Meta{
-		Client: cl.Name, Collection: to.Collection, Name: to.Name, Tag: to.Tag, TempName: tempName,
-	})
-	if err != nil {
-		return nil, &backends.Error{Op: "stage", Client: cl.Name, Ref: to, Err: err}
-	}
-	s := &Staged{cl: cl, file: f, to: to, sums: newPrefixSums()}
-	return s, nil
-}
-
-// Edit begins a changed copy of an image: what is written replaces it.
-func (cl *Client) Edit(ctx context.Context, img backends.Image, truncate bool) (*Staged, error) {
-	s, err := cl.Stage(ctx, img.Ref.Latest(), "")
-	if err != nil || truncate {
-		return s, err
-	}
-	c, err := cl.Open(ctx, img)
-	if err != nil {
-		s.Discard()
-		return nil, err
-	}
-	defer c.Close()
-	if _, err := io.Copy(io.NewOffsetWriter(s, 0), io.NewSectionReader(readerAt{ctx, c}, 0, c.Size())); err != nil {
-		s.Discard()
-		return nil, &backends.Error{Op: "copy for editing", Client: cl.Name, Ref: img.Ref, Err: err}
-	}
-	s.mu.Lock()
-	s.dirty = false
-	s.mu.Unlock()
-	return s, nil
-}
-
-// Ref is the image that the file is to become, zero while it has a temporary
-// name.
-func (s *Staged) Ref() backends.Ref {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.to
-}
-
-// Size is the file's present size in bytes.
-func (s *Staged) Size() int64 {
-	n, err := s.file.Size()
-	if err != nil {
-		return 0 // it was let go of
-	}
-	return n
-}
-
-// ReadAt reads what was written.
-func (s *Staged) ReadAt(p []byte, off int64) (int, error) { return s.file.ReadAt(p, off) }
-
-// WriteAt writes, and sends whole parts ahead where the store takes them.
-func (s *Staged) WriteAt(p []byte, off int64) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n, err := s.file.WriteAt(p, off)
-	if n > 0 {
-		s.dirty, s.pushed = true, nil
-		s.sums.wrote(p[:n], off)
-		s.wroteAhead(off)
-	}
-	return n, err
-}
-
-// Truncate sets the file's size.
-func (s *Staged) Truncate(size int64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old := s.Size()
-	if err := s.file.Truncate(size); err != nil {
-		return err
-	}
-	if size != old {
-		s.dirty, s.pushed = true, nil
-		s.sums.truncated(size)
-		if s.ahead != nil && size < s.ahead.next {
-			s.stopAhead()
-		}
-	}
-	return nil
-}
-
-// SetModified sets the time that the image will have.
-func (s *Staged) SetModified(t time.Time) {
-	s.mu.Lock()
-	s.mtime = t
-	s.mu.Unlock()
-}
-
-// Modified is the file's modification time.
-func (s *Staged) Modified() time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.mtime.IsZero() {
-		return s.mtime
-	}
-	return s.file.Meta().Updated
-}
-
-// Dirty reports whether there is something to commit.
-func (s *Staged) Dirty() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.dirty
-}
-
-// Complete reports whether the bytes are a whole image as far as its own
-// header tells. For contents of no known kind it is image.ErrNotImage, for one
-// that is cut short an *image.TruncatedError.
-func (s *Staged) Complete(ctx context.Context) error {
-	_, err := image.Probe(ctx, s.file, s.Size())
-	return err
-}
-
-// Truncated reports whether an error of Complete means that bytes are missing.
-func Truncated(err error) bool {
-	var cut *image.TruncatedError
-	return errors.As(err, &cut)
-}
-
-// Commit pushes the file under its name: when it returns nil, the remote has
-// it all. A caller whose ctx ends leaves; the push goes on, and a second
-// Commit joins it. After a failure the bytes stay and Commit may be tried
-// again.
-func (s *Staged) Commit(ctx context.Context) (backends.Image, error) {
-	s.mu.Lock()
-	if s.flight == nil {
-		if s.pushed != nil && !s.dirty {
-			img := *s.pushed
-			s.mu.Unlock()
-			return img, nil
-		}
-		f := &flight{done: make(chan struct{})}
-		s.flight, s.dirty = f, false
-		s.cl.cat.work.Go(func() {
-			f.img, f.err = s.push(s.cl.cat.ctx)
-			s.mu.Lock()
-			s.flight = nil
-			if f.err != nil {
-				s.dirty = true
-			} else {
-				s.pushed = &f.img
-			}
-			s.mu.Unlock()
-			close(f.done)
-		})
-	}
-	f := s.flight
-	s.mu.Unlock()
-	select {
-	case <-f.done:
-		return f.img, f.err
-	case <-ctx.Done():
-		return backends.Image{}, context.Cause(ctx)
-	}
-}
-
-// CommitAs gives a file under a temporary name its final one and commits it.
-func (s *Staged) CommitAs(ctx context.Context, to backends.Ref) (backends.Image, error) {
-	s.mu.Lock()
-	if s.to != to {
-		s.to, s.dirty, s.pushed = to, true, nil
-		s.stopAhead()
-	}
-	s.mu.Unlock()
-	err := s.file.Update(func(m *staging.Meta) { m.Collection, m.Name, m.Tag = to.Collection, to.Name, to.Tag })
-	if err != nil {
-		return backends.Image{}, err
-	}
-	return s.Commit(ctx)
-}
-
 // push does the work of Commit.
-func (s *Staged) push(ctx context.Context) (img backends.Image, err error) {
-	s.mu.Lock()
-	to, mtime := s.to, s.mtime
-	s.mu.Unlock()
-	cl, size := s.cl, s.Size()
+func (s *Staged) push(ctx context.Context, mtime time.Time) (img backends.Image, err error) {
+	to, cl, size := s.Ref(), s.cl, s.Size()
 	defer func() {
 		if err != nil && ctx.Err() == nil {
 			cl.log.Error("push failed; the bytes are kept", "image", to.String(), "error", err)
-			_ = s.file.Update(func(m *staging.Meta) { m.State, m.Error, m.Attempts = staging.Failed, err.Error(), m.Attempts+1 })
+			_ = s.file.Update(func(m *staging.Meta) {
+				m.Error, m.Attempts = err.Error(), m.Attempts+1
+				if !s.leftover || !passing(err) {
+					m.State = staging.Failed
+				}
+			})
 		}
 	}()
 	pusher, ok := backends.As[backends.Pusher](cl.Store)
@@ -246,8 +44,9 @@ func (s *Staged) push(ctx context.Context) (img backends.Image, err error) {
 		return img, err
 	}
 	if current, err := cl.Store.Stat(ctx, to); err == nil {
-		if !current.Sum.IsZero() && current.Size == size && sums(current.Sum.Algorithm) == current.Sum.Hex {
-			// The remote has these very bytes under this name already.
+		if same, err := cl.holds(ctx, current, size, sums); err != nil {
+			return img, err
+		} else if same {
 			s.mu.Lock()
 			s.stopAhead()
 			s.mu.Unlock()
@@ -257,26 +56,98 @@ func (s *Staged) push(ctx context.Context) (img backends.Image, err error) {
 	} else if !isNotExist(err) {
 		return img, err
 	}
+	seen, err := whatWasThere(content.Replaces)
+	if err != nil {
+		return img, err
+	}
+	if s.leftover && !sameJSON(seen, s.file.Meta().Replaces) {
+		return img, &backends.Error{Op: "resume push", Client: cl.Name, Ref: to, Err: backends.ErrStale,
+			Hint: "the remote has something newer under this name; the bytes are kept in " + s.file.Path()}
+	}
 	up := s.takeAhead()
 	if up == nil {
-		if up, err = pusher.Begin(ctx, to, s.file.Meta().UploadState); err != nil {
+		resume := ""
+		if s.mayResume() {
+			resume = s.file.Meta().UploadState
+		}
+		if up, err = pusher.Begin(ctx, to, resume); err != nil {
 			return img, err
 		}
 	}
 	if err := s.file.Update(func(m *staging.Meta) {
-		m.State, m.Size, m.MD5, m.SHA256, m.UploadState = staging.Uploading, size, content.MD5, content.SHA256, up.State()
+		m.State, m.Size, m.MD5, m.SHA256 = staging.Uploading, size, content.MD5, content.SHA256
+		m.UploadState, m.Replaces = up.State(), seen
 	}); err != nil {
 		return img, err
 	}
+	s.mu.Lock()
+	s.resumable = true
+	s.mu.Unlock()
 	img, err = up.Commit(ctx, s.file, size, content)
 	if err != nil {
 		if up.State() == "" {
-			_ = up.Abort(context.WithoutCancel(ctx))
+			abort(ctx, up)
 		}
 		return img, err
 	}
 	return cl.pushed(ctx, s, img, content)
 }
+
+func (s *Staged) mayResume() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.resumable
+}
+
+// whatWasThere is how the journal names what a push replaces.
+func whatWasThere(img *backends.Image) (json.RawMessage, error) {
+	if img == nil {
+		return nil, nil
+	}
+	return json.Marshal(map[string]string{"id": img.ID, "revision": img.Revision})
+}
+
+// sameJSON compares without regard to white space, which a journal changes.
+func sameJSON(a, b json.RawMessage) bool {
+	var x, y bytes.Buffer
+	if len(a) == 0 || len(b) == 0 {
+		return len(a) == len(b)
+	}
+	return json.Compact(&x, a) == nil && json.Compact(&y, b) == nil && bytes.Equal(x.Bytes(), y.Bytes())
+}
+
+// holds reports whether the remote has these very bytes as img already.
+func (cl *Client) holds(ctx context.Context, img backends.Image, size int64, sums func(algorithm string) string) (bool, error) {
+	switch {
+	case img.Size != size:
+		return false, nil
+	case !img.Sum.IsZero():
+		return sums(img.Sum.Algorithm) == img.Sum.Hex, nil
+	case !cl.onDisk(img):
+		return false, nil
+	}
+	// A file of this machine that nobody has summed is soon summed.
+	c, err := cl.Open(ctx, img)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	h := sha256.New()
+	if err := hashFile(ctx, readerAt{ctx, c}, size, h); err != nil {
+		return false, err
+	}
+	return hex.EncodeToString(h.Sum(nil)) == sums(backends.SHA256), nil
+}
+
+// abort gives an upload up. It is a courtesy to the store, which forgets old
+// ones by itself, and may not hold up anybody for long.
+func abort(ctx context.Context, up backends.Upload) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortWait)
+	defer cancel()
+	_ = up.Abort(ctx)
+}
+
+const abortWait = 10 * time.Second
 
 // describe computes what a store wants to know of the bytes, and a function
 // that gives their checksum in any algorithm, "" for an unknown one.
@@ -361,51 +232,4 @@ func (cl *Client) pushed(ctx context.Context, s *Staged, img backends.Image, c b
 		cl.log.Warn("cannot write a record", "image", img.Ref.String(), "error", err)
 	}
 	return img, s.file.Update(func(m *staging.Meta) { m.State, m.Error = staging.Acknowledged, "" })
-}
-
-// Finish ends a file that nobody has open any more. What was pushed moves into
-// the cache; what was never meant to be pushed is dropped; what could not be
-// pushed stays on disk for the next mount, as does what keep says.
-func (s *Staged) Finish(keep bool) {
-	s.mu.Lock()
-	pushed, dirty := s.pushed, s.dirty
-	s.stopAhead()
-	s.mu.Unlock()
-	cl := s.cl
-	switch {
-	case pushed != nil && !dirty:
-		var take func(path string) error
-		if c := cl.cat.opts.Cache; c != nil && !cl.Local() {
-			size := s.Size()
-			take = func(path string) error { return c.Adopt(pushed.ContentKey(cl.Name), path, size) }
-		}
-		if err := s.file.DiscardAfter(take); err != nil {
-			cl.log.Warn("a pushed image is not kept in the cache", "image", pushed.Ref.String(), "error", err)
-		}
-	case keep:
-		if err := s.file.Release(); err != nil {
-			cl.log.Warn("cannot close a staged file", "error", err)
-		}
-	default:
-		s.Discard()
-	}
-}
-
-// Discard drops the file.
-func (s *Staged) Discard() {
-	if err := s.file.Discard(); err != nil {
-		s.cl.log.Warn("cannot remove a staged file", "error", err)
-	}
-}
-
-// Sync makes what was written safe on this disk.
-func (s *Staged) Sync() error { return s.file.Sync() }
-
-// Failed is why the last commit failed, nil if none did.
-func (s *Staged) Failed() error {
-	m := s.file.Meta()
-	if m.State != staging.Failed {
-		return nil
-	}
-	return errors.New(m.Error)
 }

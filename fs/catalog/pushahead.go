@@ -155,7 +155,7 @@ func (s *Staged) stopAhead() {
 	if a == nil {
 		return
 	}
-	s.ahead = nil
+	s.ahead, s.resumable = nil, false
 	a.cancel()
 	s.cl.cat.work.Go(func() {
 		<-a.done
@@ -165,7 +165,7 @@ func (s *Staged) stopAhead() {
 
 func (a *aheadUpload) abort() {
 	if a.up != nil {
-		_ = a.up.Abort(context.WithoutCancel(a.ctx))
+		abort(a.ctx, a.up)
 	}
 }
 
