@@ -140,6 +140,8 @@ func (s *Store) fail(ctx context.Context, op string, ref backends.Ref, err error
 		return e
 	case errors.As(err, &done) && done.Op == op && done.Client != "":
 		return err // said already
+	case errors.As(err, new(*url.Error)):
+		e.Err = lost(err)
 	case codeOf(err) == 0 && isKnown(err):
 		e.Err = err
 	default:

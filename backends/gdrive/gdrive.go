@@ -16,10 +16,12 @@
 package gdrive
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -197,7 +199,8 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 	return st, nil
 }
 
-// agent names the program to the service.
+// agent names the program to the service, and makes requests repeatable: the
+// library takes GetBody away from those that have no content.
 type agent struct {
 	name string
 	next http.RoundTripper
@@ -205,11 +208,21 @@ type agent struct {
 
 // RoundTrip is http.RoundTripper's.
 func (a agent) RoundTrip(req *http.Request) (*http.Response, error) {
-	if a.name == "" {
-		return a.next.RoundTrip(req)
-	}
 	req = req.Clone(req.Context())
-	req.Header.Set("User-Agent", a.name)
+	if a.name != "" {
+		req.Header.Set("User-Agent", a.name)
+	}
+	if req.Body != nil && req.Body != http.NoBody && req.GetBody == nil {
+		// A file's description; content goes through session.go.
+		data, err := io.ReadAll(req.Body)
+		req.Body.Close()
+		if err != nil {
+			return nil, fmt.Errorf("read the request's body: %w", err)
+		}
+		req.ContentLength = int64(len(data))
+		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+		req.Body, _ = req.GetBody()
+	}
 	return a.next.RoundTrip(req)
 }
 

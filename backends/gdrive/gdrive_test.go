@@ -1,11 +1,18 @@
 package gdrive
 
 import (
+	"bytes"
 	"context"
+	"crypto/md5"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -80,11 +87,129 @@ func (a *account) settings() backends.Settings {
 	}
 }
 
+// open opens the store, with small parts.
 func (a *account) open() *Store {
 	a.t.Helper()
 	s, err := Open(context.Background(), a.settings())
 	check(a.t, err)
+	s.part = 256 << 10
 	return s
+}
+
+// add puts a file into the root folder, which it makes.
+func (a *account) add(f gdrivetest.Seed) string {
+	a.t.Helper()
+	if f.Parent == "" {
+		f.Parent = a.root()
+	}
+	id, err := a.Add(f)
+	check(a.t, err)
+	return id
+}
+
+// root is the root folder's id.
+func (a *account) root() string {
+	a.t.Helper()
+	for _, f := range a.Files() {
+		if f.Name == defaultRoot && f.MimeType == gdrivetest.FolderType && f.Parent == a.Root() && !f.Trashed {
+			return f.ID
+		}
+	}
+	id, err := a.Add(gdrivetest.Seed{Name: defaultRoot, MimeType: gdrivetest.FolderType})
+	check(a.t, err)
+	return id
+}
+
+// python is a file as the Python client leaves it.
+func python(name string, data []byte) gdrivetest.Seed {
+	uri := strings.TrimSuffix(name, ".simg")
+	collection, rest, _ := strings.Cut(uri, "/")
+	rest, version, _ := strings.Cut(rest, "@")
+	img, tag, _ := strings.Cut(rest, ":")
+	p := map[string]string{
+		"type": "container", "uri": uri, "collection": collection, "image": img, "tag": tag, "storage": name,
+		"org.label-schema.build-size": "544MB",
+	}
+	if version != "" {
+		p["version"] = version
+	}
+	return gdrivetest.Seed{Name: name, Content: data, Properties: p}
+}
+
+var ref = backends.Ref{Collection: "vsoch", Name: "hello-world", Tag: "pancakes"}
+
+func sum(data []byte) string { return fmt.Sprintf("%x", md5.Sum(data)) }
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{byte(n)}).Read(b)
+	return b
+}
+
+// content is what a pusher says of data.
+func content(data []byte, replaces *backends.Image) backends.Content {
+	return backends.Content{MD5: sum(data), Replaces: replaces}
+}
+
+func push(t testing.TB, s *Store, ref backends.Ref, data []byte, c backends.Content) backends.Image {
+	t.Helper()
+	u, err := s.Begin(t.Context(), ref, "")
+	check(t, err)
+	img, err := u.Commit(t.Context(), bytes.NewReader(data), int64(len(data)), c)
+	check(t, err)
+	return img
+}
+
+func stat(t testing.TB, s *Store, ref backends.Ref) backends.Image {
+	t.Helper()
+	img, err := s.Stat(t.Context(), ref)
+	check(t, err)
+	return img
+}
+
+func read(s *Store, ctx context.Context, img backends.Image, off, n int64) ([]byte, error) {
+	r, err := s.OpenRange(ctx, img, off, n)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+// listed are the images of a listing, sorted, with their sizes, and the
+// collections with a slash at their end.
+func listed(t testing.TB, s *Store) []string {
+	t.Helper()
+	got := []string{}
+	for e, err := range s.List(t.Context()) {
+		check(t, err)
+		if e.Collection != "" {
+			got = append(got, e.Collection+"/")
+		} else {
+			got = append(got, fmt.Sprintf("%s %d", e.Image.Ref, e.Image.Size))
+		}
+	}
+	slices.Sort(got)
+	return got
+}
+
+func wantKind(t testing.TB, err, kind error, what string) {
+	t.Helper()
+	if !errors.Is(err, kind) {
+		t.Errorf("%s: got %v, want %v", what, err, kind)
+	}
+}
+
+// on makes every request of an API method, from the n-th on until the m-th,
+// have a fault.
+func (a *account) on(method string, n, m int, f gdrivetest.Fault) {
+	a.ResetCounts()
+	a.SetFaults(func(r gdrivetest.Request) gdrivetest.Fault {
+		if r.Method == method && r.N >= n && r.N <= m {
+			return f
+		}
+		return gdrivetest.Fault{}
+	})
 }
 
 var conformance = backendtest.Opts{
@@ -106,7 +231,7 @@ func TestConformance(t *testing.T) {
 			o := conformance
 			open := func(t *testing.T, a *account) backends.Store {
 				s := a.open()
-				s.page = int64(o.PageSize)
+				s.page, s.part = int64(o.PageSize), 1<<20
 				accounts.Store(s, a)
 				return s
 			}

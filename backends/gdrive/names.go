@@ -136,15 +136,16 @@ func refOf(f *drive.File, folder string) backends.Ref {
 		return backends.Ref{Collection: p[propCollection], Name: p[propImage], Tag: p[propTag], Version: p[propVersion]}
 	}
 	collection, leaf := splitName(f.Name)
+	if leaf == "" {
+		collection, leaf = "", or(f.Name, f.Id)
+	}
 	if collection == "" {
 		collection = folder
 	}
 	ref, ok := backends.ParseObject(leaf)
 	if !ok {
 		// A file without an image's extension, with or without a tag.
-		if ref, ok = backends.ParseObject(leaf + backends.Extensions[0]); !ok || leaf == "" {
-			ref = backends.Ref{Name: or(leaf, f.Id), Tag: backends.DefaultTag}
-		}
+		ref, _ = backends.ParseObject(leaf + backends.Extensions[0])
 	}
 	ref.Collection = collection
 	if ref.Version == "" {

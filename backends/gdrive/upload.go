@@ -2,14 +2,10 @@ package gdrive
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/md5"
-	"crypto/rand"
 	"encoding"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -176,57 +172,6 @@ func (u *upload) read(r io.ReaderAt, off, n int64) ([]byte, error) {
 		u.summed = off + n
 	}
 	return data, nil
-}
-
-// state is what an upload is resumed from.
-type state struct {
-	Ref    string `json:"ref"`
-	Target string `json:"target,omitempty"`
-	URI    string `json:"uri"`
-	Sum    []byte `json:"sum"`
-	Summed int64  `json:"summed"`
-}
-
-// State is sealed with the account's credentials: the session's address in it
-// is a key of its own, and worth nothing without them then.
-func (u *upload) State() string {
-	m, ok := u.sum.(encoding.BinaryMarshaler)
-	if u.ses == nil || u.named || !ok {
-		return ""
-	}
-	sum, err := m.MarshalBinary()
-	if err != nil {
-		return ""
-	}
-	plain, err := json.Marshal(state{u.ref.String(), u.target, u.ses.uri, sum, u.summed})
-	if err != nil {
-		return ""
-	}
-	aead, err := u.s.aead()
-	if err != nil {
-		return ""
-	}
-	nonce := make([]byte, aead.NonceSize())
-	rand.Read(nonce)
-	return base64.RawURLEncoding.EncodeToString(aead.Seal(nonce, nonce, plain, nil))
-}
-
-func (s *Store) aead() (cipher.AEAD, error) {
-	block, err := aes.NewCipher(s.seal[:])
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCM(block)
-}
-
-func (s *Store) openState(text string) (st state, ok bool) {
-	sealed, err := base64.RawURLEncoding.DecodeString(text)
-	aead, aerr := s.aead()
-	if err != nil || aerr != nil || len(sealed) < aead.NonceSize() {
-		return state{}, false
-	}
-	plain, err := aead.Open(nil, sealed[:aead.NonceSize()], sealed[aead.NonceSize():], nil)
-	return st, err == nil && json.Unmarshal(plain, &st) == nil
 }
 
 // Commit sends the rest and puts the image in place.
@@ -501,14 +446,19 @@ func (u *upload) abort(ctx context.Context) error {
 	if u.ses.file == nil {
 		return u.ses.cancel(ctx)
 	}
-	if u.target == "" && !u.named {
-		err := u.s.svc.Files.Delete(u.ses.file.Id).Context(ctx).Do()
-		if gone(err) {
-			err = nil
-		}
-		return err
+	if u.target != "" || u.named {
+		return nil
 	}
-	return nil
+	// The answer to a request that named it may have been lost: an image is
+	// never deleted here.
+	f, err := u.s.file(ctx, u.ses.file.Id)
+	if err == nil && f.Properties[propType] == typeUpload {
+		err = u.s.svc.Files.Delete(f.Id).Context(ctx).Do()
+	}
+	if gone(err) || errors.Is(err, iofs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // Abort gives the upload up.
@@ -521,31 +471,4 @@ func (u *upload) Abort(ctx context.Context) error {
 	}
 	u.forget()
 	return nil
-}
-
-// sweepAge is beyond the life of any session, a week.
-const sweepAge = 8 * 24 * time.Hour
-
-// sweep deletes files that an upload has left unnamed when it was interrupted
-// and never resumed. It does what it can.
-func (s *Store) sweep(ctx context.Context) {
-	root, err := s.recentRoot(ctx)
-	if err != nil {
-		return
-	}
-	q := fmt.Sprintf("%s in parents and trashed = false and %s and modifiedTime < '%s'", quote(root),
-		hasProperty(propType, typeUpload), time.Now().Add(-sweepAge).UTC().Format("2006-01-02T15:04:05"))
-	var old []string
-	err = s.list(ctx, q, "", func(f *drive.File) error {
-		old = append(old, f.Id)
-		return nil
-	})
-	for _, id := range old {
-		if err == nil {
-			err = s.svc.Files.Delete(id).Context(ctx).Do()
-		}
-	}
-	if err != nil {
-		s.log.Debug("leftovers of old uploads could not be deleted", "client", s.client, "err", lost(err))
-	}
 }

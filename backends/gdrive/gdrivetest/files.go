@@ -451,7 +451,7 @@ func (d *Drive) filesGenerateIDs(w http.ResponseWriter, r *http.Request) (any, *
 	return sel.apply(map[string]any{"kind": "drive#generatedIds", "space": "drive", "ids": ids}), nil
 }
 
-// unixTime is when seeded files were made unless the test says otherwise.
+// orNow is t as Drive keeps it, or now when it is not set.
 func orNow(t, now time.Time) time.Time {
 	if t.IsZero() {
 		return now

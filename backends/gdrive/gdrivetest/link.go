@@ -146,7 +146,7 @@ func (d *Drive) ResetCounts() {
 type Request struct {
 	// Method is the API's, as in Counts.
 	Method string
-	// N is the how-manieth of that method it is since ResetCounts, from 1.
+	// N counts that method's requests since ResetCounts, from 1.
 	N    int
 	HTTP *http.Request
 }
