@@ -212,6 +212,9 @@ func (cl *Client) follow(ctx context.Context) {
 		}
 		wait = min(wait*2, retryMax)
 	}
+	// Nothing that happened before cursor is unseen: the listing is as live as
+	// it will be, though the feed may have nothing to tell for hours.
+	current := false
 	for ctx.Err() == nil {
 		if !watched || cursor == "" || !cl.state.isKnown() {
 			c, err := cl.list(ctx)
@@ -220,15 +223,23 @@ func (cl *Client) follow(ctx context.Context) {
 				continue
 			}
 			cursor, wait = c, retryMin
+			if watched && cl.state.isKnown() {
+				current = true
+				cl.state.setLive(true)
+			}
 		}
 		if !watched {
 			cl.rest(ctx)
 			continue
 		}
-		changes, err := watcher.Changes(ctx, cursor, feedWait)
+		open := feedWait
+		if !current {
+			open = 0 // first catch up
+		}
+		changes, err := watcher.Changes(ctx, cursor, open)
 		if errors.Is(err, backends.ErrCursorReset) {
 			cl.state.setLive(false)
-			cursor = ""
+			cursor, current = "", false
 			continue
 		}
 		if err == nil && (len(changes.List) > 0 || changes.Cursor != cursor) {
@@ -238,10 +249,12 @@ func (cl *Client) follow(ctx context.Context) {
 		}
 		if err != nil {
 			cl.state.setLive(false)
+			current = false
 			failed("cannot follow changes", err)
 			continue
 		}
 		cl.state.setLive(true)
+		current = true
 		cursor, wait = changes.Cursor, retryMin
 	}
 }
