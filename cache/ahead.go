@@ -4,8 +4,10 @@ const (
 	// maxStreams is how many sequential readers one handle is watched for.
 	maxStreams = 8
 	// windowGrowth: a reader that went on for n bytes is read ahead so many
-	// times n.
+	// times n, when it is the only one; until steadyRun bytes, one among
+	// others only once n.
 	windowGrowth = 4
+	steadyRun    = 4 << 20
 	// bulkShare: when one part in so many was asked for, the rest is fetched;
 	// denseShare is the same for a reader who uses most of what is guessed.
 	bulkShare, denseShare = 3, 8
@@ -26,8 +28,9 @@ type stream struct {
 }
 
 // saw takes note of a read of [off, end). It returns the stream that it
-// belongs to and what should be there soon: [from, to), empty for nothing new.
-func (ss *streams) saw(off, end, limit int64) (s *stream, from, to int64) {
+// belongs to and what should be there soon: [from, to), empty for nothing new. alone tells whether a
+// reader of so much is the only one.
+func (ss *streams) saw(off, end, limit int64, alone func(run int64) bool) (s *stream, from, to int64) {
 	ss.tick++
 	var oldest *stream
 	for i := range ss.s {
@@ -54,7 +57,11 @@ func (ss *streams) saw(off, end, limit int64) (s *stream, from, to int64) {
 	s.run += end - max(off, s.next)
 	s.next = end
 	s.ahead = max(s.ahead, end)
-	window := min(windowGrowth*s.run, limit)
+	window := s.run
+	if s.run >= steadyRun || alone(s.run) {
+		window *= windowGrowth
+	}
+	window = min(window, limit)
 	if s.ahead-s.next > window/2 {
 		return s, 0, 0
 	}
@@ -82,7 +89,12 @@ func (o *Object) note(off, n int64) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	s, from, to := o.streams.saw(off, off+n, l.c.opts.ReadAhead)
+	alone := func(run int64) bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return int64(l.trace.count-1)*blockSize <= run
+	}
+	s, from, to := o.streams.saw(off, off+n, l.c.opts.ReadAhead, alone)
 	if to = min(to, l.size); from >= to {
 		return
 	}
