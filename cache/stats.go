@@ -54,3 +54,6 @@ func (c *Cache) Stats() Stats {
 	s.Objects = len(c.entries)
 	return s
 }
+
+// VerifyFailures is the field of Stats, for those who look at it often.
+func (c *Cache) VerifyFailures() int64 { return c.stats.verifyFailures.Load() }

@@ -38,6 +38,10 @@ type fileNode struct {
 	// passed counts open handles through passthrough. While there are any, the
 	// kernel refuses every other kind of open of this inode with EIO.
 	passed int32
+	// failures is how many objects had turned out to be corrupt when the
+	// kernel was last let keep its pages. More of them since, and a page may be
+	// of bytes that were dropped.
+	failures int64
 }
 
 // brief is what a listing shows of an image.
@@ -139,6 +143,9 @@ func (n *fileNode) renamed(dir, file string, img backends.Image) {
 // attr is called before the node is known to others, or with n.mu held.
 func (n *fileNode) attr(a *fuse.Attr, ino uint64) {
 	if n.pf != nil && n.pf.attr(a) {
+		if n.pf.unlinked() {
+			a.Nlink = 0
+		}
 		return
 	}
 	mode := uint32(fuse.S_IFREG | 0o755)
@@ -147,6 +154,9 @@ func (n *fileNode) attr(a *fuse.Attr, ino uint64) {
 	}
 	n.tree.attr(a, ino, mode, time.Unix(0, n.modified))
 	setSize(a, n.size)
+	if n.pf != nil && n.pf.unlinked() {
+		a.Nlink = 0
+	}
 }
 
 func (n *fileNode) Getattr(ctx context.Context, f fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -185,12 +195,20 @@ func (n *fileNode) setModified(ctx context.Context, t time.Time) error {
 	n.mu.Lock()
 	pf, stored := n.pf, n.gen != 0
 	n.mu.Unlock()
-	if pf != nil && pf.setModified(t) || !stored {
+	var img backends.Image
+	if pf != nil && !pf.ended() {
+		on := pf.setModified(t)
+		if on == nil {
+			return nil
+		}
+		img = *on
+	} else if !stored {
 		return nil
-	}
-	img, err := n.image(ctx)
-	if err != nil {
-		return err
+	} else {
+		var err error
+		if img, err = n.image(ctx); err != nil {
+			return err
+		}
 	}
 	if err := n.cl.SetModified(ctx, img, t); err != nil {
 		return err
@@ -204,18 +222,32 @@ func (n *fileNode) setModified(ctx context.Context, t time.Time) error {
 // truncate sets the size of what is being written. Without an open handle,
 // as by truncate(2), the result is pushed at once.
 func (n *fileNode) truncate(ctx context.Context, size int64, f fusefs.FileHandle) error {
-	pf, err := n.edit(ctx)
+	pf, err := n.write(ctx)
 	if err != nil {
 		return err
 	}
+	defer pf.letGo()
 	if err := pf.truncate(ctx, size); err != nil {
 		return err
 	}
-	if pf.idle() && size > 0 {
-		defer pf.released()
+	if pf.alone() && size > 0 {
 		return pf.close(ctx, n, false)
 	}
 	return nil
+}
+
+// write is edit with a hold on the file.
+func (n *fileNode) write(ctx context.Context) (*pendingFile, error) {
+	for {
+		pf, err := n.edit(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if pf.hold(n) {
+			return pf, nil
+		}
+		// It was let go of this very moment; the next one is another.
+	}
 }
 
 // edit returns the file that is written in place of this image, beginning one
@@ -239,6 +271,11 @@ func (n *fileNode) edit(ctx context.Context) (*pendingFile, error) {
 	if pf := n.pf; pf != nil && !pf.ended() {
 		return pf, nil
 	}
+	if n.tree.pending.get(n.cl, n.dir, n.file) != nil {
+		// Somebody writes under this name through another node, which the
+		// kernel finds when it looks the name up again.
+		return nil, &backends.Error{Op: "write", Client: n.cl.Name, Ref: img.Ref, Err: backends.ErrStale}
+	}
 	pf := n.tree.newPendingFile(n.cl, n.dir, n.file, img.Ref.Latest(), &img)
 	n.tree.pending.put(pf)
 	n.pf = pf
@@ -247,28 +284,29 @@ func (n *fileNode) edit(ctx context.Context) (*pendingFile, error) {
 
 func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
 	if flags&(syscall.O_WRONLY|syscall.O_RDWR) != 0 {
-		pf, err := n.edit(ctx)
+		pf, err := n.write(ctx)
 		if err != nil {
 			return nil, 0, n.tree.fail("open", n.path(), err)
 		}
 		n.mu.Lock()
-		passed := n.passed
+		read := n.passed + n.cached
 		n.mu.Unlock()
-		if passed > 0 {
+		if read > 0 {
 			// For ESTALE the kernel looks the name up again (open(2) in
 			// fs/namei.c, LOOKUP_REVAL). It now leads to the inode of what is
-			// written, while this one goes on being read.
+			// written, while this one keeps its size and goes on being read.
+			pf.letGo()
 			return nil, 0, syscall.ESTALE
 		}
 		// Past the page cache, which may belong to readers through
 		// passthrough, and which would keep what is about to be replaced.
-		return pf.open(n, ""), fuse.FOPEN_DIRECT_IO, 0
+		return &writeHandle{pf: pf, n: n}, fuse.FOPEN_DIRECT_IO, 0
 	}
 	n.mu.Lock()
 	pf := n.pf
 	n.mu.Unlock()
-	if pf != nil && pf.changed() {
-		return pf.open(n, ""), fuse.FOPEN_DIRECT_IO, 0
+	if pf != nil && pf.changed() && pf.hold(n) {
+		return &writeHandle{pf: pf, n: n}, fuse.FOPEN_DIRECT_IO, 0
 	}
 	h, fuseFlags, err := n.openRead(ctx)
 	if errors.Is(err, backends.ErrStale) {

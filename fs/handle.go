@@ -71,7 +71,23 @@ func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, err
 		return &passHandle{readHandle{n, img, content}, int(f.Fd())}, 0, nil
 	}
 	n.cached++
-	return &cachedHandle{readHandle{n, img, content}}, fuse.FOPEN_KEEP_CACHE, nil
+	return &cachedHandle{readHandle{n, img, content}}, n.keepPages(), nil
+}
+
+// keepPages is the flag for an open through the page cache: the kernel keeps
+// the pages that it has, unless content was found to be corrupt since they may
+// have been read. It is called with n.mu held.
+func (n *fileNode) keepPages() uint32 {
+	c := n.tree.cat.Cache()
+	if c == nil {
+		return 0
+	}
+	failures := c.VerifyFailures()
+	if failures == n.failures {
+		return fuse.FOPEN_KEEP_CACHE
+	}
+	n.failures = failures
+	return 0
 }
 
 // cachedHandle is a readHandle through the kernel's page cache.
