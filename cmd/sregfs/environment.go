@@ -198,7 +198,7 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 		return fail(err)
 	}
 	done.add(func() { _ = x.Close() })
-	o := catalog.Options{Index: x, ReadOnly: readOnly, Log: e.log, RecordNames: recordNames, DockerCmd: yes("SREGISTRY_DOCKER_CMD")}
+	o := catalog.Options{Index: x, ReadOnly: readOnly, Log: e.log, RecordNames: recordNames, DockerCmd: yes("SREGISTRY_DOCKER_CMD"), Profiles: profiles()}
 	var cat *catalog.Catalog
 	if bytes {
 		objects := filepath.Join(e.cacheDir(), "objects")
@@ -265,4 +265,18 @@ func cacheLimit(s, dir string) (int64, error) {
 		return 0, bad
 	}
 	return int64(n * float64(unit)), nil
+}
+
+// profiles is the folder of access profiles: state that outlives caches, where
+// the XDG Base Directory Specification puts such things.
+func profiles() string {
+	state := os.Getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(state) {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return ""
+		}
+		state = filepath.Join(home, ".local/state")
+	}
+	return filepath.Join(state, "sregfs/profiles")
 }

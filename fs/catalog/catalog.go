@@ -42,7 +42,11 @@ type Options struct {
 	// DockerCmd makes runscripts of container images use Cmd in place of
 	// Entrypoint (SREGISTRY_DOCKER_CMD).
 	DockerCmd bool
-	Log       *slog.Logger
+	// Profiles is the folder where it is remembered what the first start of an
+	// image read, a file for each, outside of any cache: so it serves all caches
+	// of a user, and a copy of the folder serves another machine. Empty for none.
+	Profiles string
+	Log      *slog.Logger
 }
 
 // Catalog is a set of clients. It is safe for concurrent use.

@@ -7,6 +7,8 @@ import (
 	"hash"
 	"io"
 	"os"
+	"sync"
+	"time"
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/cache"
@@ -19,6 +21,10 @@ type Content struct {
 	size int64
 	file *os.File      // an image of a local store
 	obj  *cache.Object // otherwise
+	// opened is when, and first what is done at its first read; nil for nothing.
+	opened time.Time
+	once   sync.Once
+	first  func()
 }
 
 // Open opens exactly the version that img names. Nothing is fetched yet, but a
@@ -40,65 +46,24 @@ func (cl *Client) Open(ctx context.Context, img backends.Image) (*Content, error
 	if img.Layered {
 		return cl.openLayered(ctx, img)
 	}
-	obj, err := cl.cat.opts.Cache.Object(cache.Spec{
+	obj, err := cl.cat.opts.Cache.Object(cl.spec(img))
+	if err != nil {
+		return nil, &backends.Error{Op: "open", Client: cl.Name, Ref: img.Ref, Err: err}
+	}
+	c := &Content{size: obj.Size(), obj: obj, opened: time.Now()}
+	c.first = func() { cl.hint(img, c) }
+	return c, nil
+}
+
+// spec is how the cache gets img, which is not layered.
+func (cl *Client) spec(img backends.Image) cache.Spec {
+	return cache.Spec{
 		Key:     img.ContentKey(cl.Name),
 		Size:    img.Size,
 		Sum:     sumOf(img.Sum),
 		Fetcher: fetcher{cl.Store, img},
-	})
-	if err != nil {
-		return nil, &backends.Error{Op: "open", Client: cl.Name, Ref: img.Ref, Err: err}
-	}
-	cl.hint(ctx, img, obj)
-	return &Content{size: obj.Size(), obj: obj}, nil
-}
-
-// hint asks ahead for what the image's first start read last time, on this
-// cache or as far as its access profile has been remembered.
-func (cl *Client) hint(ctx context.Context, img backends.Image, obj *cache.Object) {
-	if obj.Complete() {
-		return
-	}
-	data, ok, err := cl.cat.opts.Index.Note(ctx, noteProfile, cl.CacheKey(img))
-	if err != nil || !ok {
-		return
-	}
-	var ranges []cache.Range
-	if json.Unmarshal(data, &ranges) == nil {
-		obj.Prefetch(ranges)
 	}
 }
-
-// Learn remembers what has been read of an image, for its next cold start. It
-// is called when a reader closes; the first start of a version is the one that
-// counts.
-func (cl *Client) Learn(img backends.Image, c *Content) {
-	if c.obj == nil {
-		return
-	}
-	x, key := cl.cat.opts.Index, cl.CacheKey(img)
-	if _, ok, err := x.Note(cl.cat.ctx, noteProfile, key); err != nil || ok {
-		return
-	}
-	trace := c.obj.Trace()
-	var read int64
-	for _, r := range trace {
-		read += r.N
-	}
-	// Whoever reads most of an image copies it; that teaches nothing.
-	if len(trace) == 0 || read > c.size/4 {
-		return
-	}
-	data, err := json.Marshal(trace)
-	if err == nil {
-		err = x.SetNote(cl.cat.ctx, noteProfile, key, data)
-	}
-	if err != nil && cl.cat.ctx.Err() == nil {
-		cl.log.Warn("cannot remember an access profile", "image", img.Ref.String(), "error", err)
-	}
-}
-
-const noteProfile = "profile" // content key → ranges of a first start
 
 // Size is the content's length in bytes.
 func (c *Content) Size() int64 { return c.size }
@@ -108,6 +73,9 @@ func (c *Content) Size() int64 { return c.size }
 func (c *Content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if c.file != nil {
 		return c.file.ReadAt(p, off)
+	}
+	if c.first != nil {
+		c.once.Do(c.first)
 	}
 	return c.obj.ReadAt(ctx, p, off)
 }
@@ -206,6 +174,7 @@ func (cl *Client) Attributes(ctx context.Context, img backends.Image) (json.RawM
 			return nil, err
 		}
 		defer c.Close()
+		c.first = nil // whoever asks for attributes is not about to run it
 		attrs, err = image.Inspect(ctx, readerAt{ctx, c}, c.Size())
 		switch {
 		case errors.Is(err, image.ErrNotImage), errors.Is(err, image.ErrCorrupt), Truncated(err):
