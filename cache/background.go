@@ -22,6 +22,8 @@ const (
 	maxStretch = 64 << 20
 	// pauseAfterError is how long background work rests after it failed.
 	pauseAfterError = 5 * time.Second
+	// buffered is how long what a sender has sent may lie in sockets.
+	buffered = 20 * time.Millisecond
 )
 
 // want is the blocks [first, end), wanted in the background.
@@ -209,11 +211,19 @@ func (l *live) runBackground(t *transfer) {
 	}
 	t.next, t.end, t.started = w.first, w.end, true
 	t.first, t.limit = w.first, w.end
-	t.ahead = max(8, int(l.link.product()/blockSize))
+	t.ahead = l.flight()
 	l.transfers = append(l.transfers, t)
 	l.pumpOn() // the other slots may help
 	l.mu.Unlock()
 	l.run(t)
+}
+
+// flight is how many blocks are taken to be on their way to us in a transfer
+// that delivers: what the link brings in a round trip, or in the time for which
+// buffers between here and the store are filled.
+func (l *live) flight() int {
+	n := l.link.within(buffered) / blockSize
+	return int(min(max(n, 512<<10/blockSize), maxChunk/blockSize))
 }
 
 // afterBlock looks at what block b changes. The caller holds l.mu.
@@ -237,9 +247,9 @@ func (l *live) goOn(t *transfer) bool {
 		t.end = t.next
 		return false
 	}
-	// Where much of what lies ahead comes by other ways, stop here.
-	const hole = 512 << 10 / blockSize
-	for b := t.next; b < min(t.next+hole, t.end); b++ {
+	// Where much of what lies ahead comes by other ways, stop here: more than
+	// is on its way to us already, which would come in vain.
+	for b := t.next; b < min(t.next+l.flight(), t.end); b++ {
 		if !l.recorded.has(b) && !l.demanded(b) {
 			return true
 		}

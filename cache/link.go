@@ -52,3 +52,10 @@ func (k *link) product() int64 {
 	defer k.mu.Unlock()
 	return int64(k.rate * k.rtt.Seconds())
 }
+
+// within is how many bytes come in d, or in a round trip where that is longer.
+func (k *link) within(d time.Duration) int64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return int64(k.rate * max(d, k.rtt).Seconds())
+}
