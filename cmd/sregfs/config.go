@@ -46,20 +46,23 @@ func loadConfig(path string, mustExist bool) (kong.Resolver, error) {
 		case err != nil:
 			return nil, fmt.Errorf("read the configuration: %w", err)
 		default:
-			if err := yaml.Unmarshal(data, &values); err != nil {
-				return nil, fmt.Errorf("read the configuration %s: %w; see the README for its form", path, err)
+			var content any
+			if err := yaml.Unmarshal(data, &content); err != nil {
+				return nil, fmt.Errorf("read the configuration %s: %w", path, err)
+			}
+			var ok bool
+			if values, ok = content.(map[string]any); !ok && content != nil {
+				return nil, fmt.Errorf("read the configuration %s: it has to be lines of \"NAME: VALUE\", named as the long flags are", path)
 			}
 		}
 	}
-	known := map[string]bool{}
-	return configFile{path, values, known}, nil
+	return configFile{path, values}, nil
 }
 
 // configFile answers kong from the file.
 type configFile struct {
 	path   string
 	values map[string]any
-	known  map[string]bool
 }
 
 // Validate refuses keys that no flag has: a misspelt setting must not pass for
@@ -99,16 +102,34 @@ func (c configFile) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any
 	if !ok {
 		return nil, nil
 	}
+	wrong := func(want string) error { return fmt.Errorf("%s: %s has to be %s", c.path, flag.Name, want) }
 	switch v := v.(type) {
+	case nil:
+		return nil, nil
 	case map[string]any:
+		if !flag.IsMap() {
+			return nil, wrong("a single value")
+		}
 		pairs := make(map[string]any, len(v))
 		for k, x := range v {
 			pairs[k] = fmt.Sprint(x)
 		}
 		return pairs, nil
-	case []any, string, bool:
+	case []any:
+		if !flag.IsSlice() {
+			return nil, wrong("a single value")
+		}
+		list := make([]any, len(v))
+		for i, x := range v {
+			list[i] = fmt.Sprint(x)
+		}
+		return list, nil
+	case bool:
 		return v, nil
 	default:
+		if flag.IsMap() {
+			return nil, wrong("lines of NAME: VALUE")
+		}
 		return fmt.Sprint(v), nil
 	}
 }
