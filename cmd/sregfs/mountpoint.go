@@ -19,8 +19,9 @@ import (
 // fsType is the tree's type in the mount table.
 const fsType = "fuse.sregfs"
 
-// mountEntry is one line of the mount table.
-type mountEntry struct{ dir, fsType string }
+// mountEntry is one line of the mount table. user is the number of who mounted
+// a FUSE file system, "" for others.
+type mountEntry struct{ dir, fsType, user string }
 
 // mountTable reads /proc/self/mountinfo (proc_pid_mountinfo(5)).
 func mountTable() ([]mountEntry, error) {
@@ -34,7 +35,13 @@ func mountTable() ([]mountEntry, error) {
 		before, after, ok := strings.Cut(s.Text(), " - ")
 		left, right := strings.Fields(before), strings.Fields(after)
 		if ok && len(left) > 4 && len(right) > 0 {
-			list = append(list, mountEntry{unescapeMount(left[4]), right[0]})
+			m := mountEntry{dir: unescapeMount(left[4]), fsType: right[0]}
+			for o := range strings.SplitSeq(right[len(right)-1], ",") {
+				if id, ok := strings.CutPrefix(o, "user_id="); ok {
+					m.user = id
+				}
+			}
+			list = append(list, m)
 		}
 	}
 	return list, nil
@@ -57,15 +64,17 @@ func unescapeMount(s string) string {
 }
 
 // ourMount is the sregfs mount that path lies in, "" when there is none.
-func ourMount(path string) string {
+func ourMount(path string) string { return findMount(path).dir }
+
+func findMount(path string) mountEntry {
+	var best mountEntry
 	table, err := mountTable()
 	if err != nil {
-		return ""
+		return best
 	}
-	best := ""
 	for _, m := range table {
-		if m.fsType == fsType && (path == m.dir || strings.HasPrefix(path, m.dir+"/")) && len(m.dir) > len(best) {
-			best = m.dir
+		if m.fsType == fsType && (path == m.dir || strings.HasPrefix(path, m.dir+"/")) && len(m.dir) >= len(best.dir) {
+			best = m
 		}
 	}
 	return best
@@ -166,8 +175,12 @@ type unmountCmd struct {
 // Run unmounts and waits until the daemon is gone, so that a new one may take
 // the cache.
 func (c *unmountCmd) Run(ctx context.Context, e *environment) error {
-	if ourMount(c.Dir) != c.Dir {
+	m := findMount(c.Dir)
+	if m.dir != c.Dir {
 		return fmt.Errorf("%s is not a mount of sregfs", c.Dir)
+	}
+	if uid := os.Geteuid(); uid != 0 && m.user != strconv.Itoa(uid) {
+		return fmt.Errorf("the user with the number %s has mounted %s; they or root can unmount it", m.user, c.Dir)
 	}
 	if c.Lazy {
 		return detach(c.Dir)
