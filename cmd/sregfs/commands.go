@@ -16,27 +16,41 @@ import (
 	"github.com/sregfs/sregfs/fs/control"
 )
 
-// uriOf turns what a user named an image by into a URI: a path in a mount
-// becomes CLIENT://COLLECTION/IMAGE:TAG, all else is taken for a URI.
-func uriOf(arg string) (string, error) {
+// mountPath finds the path in a mount that a user named an image by, with links
+// followed, since .search and .by-id are links. mount is "" when arg is to be
+// taken for a URI: pusheen/asaurus:red is one as long as no such file is there.
+func mountPath(arg string) (abs, mount string, err error) {
 	if strings.Contains(arg, "://") {
-		return arg, nil
+		return "", "", nil
 	}
-	abs, err := filepath.Abs(arg)
-	if err != nil {
-		return "", err
+	if abs, err = filepath.Abs(arg); err != nil {
+		return "", "", err
+	}
+	explicit := filepath.IsAbs(arg) || strings.HasPrefix(arg, "./") || strings.HasPrefix(arg, "../")
+	if _, err := os.Lstat(abs); err != nil && !explicit {
+		return "", "", nil
 	}
 	if dir, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
 		abs = filepath.Join(dir, filepath.Base(abs))
 		if target, err := filepath.EvalSymlinks(abs); err == nil {
-			abs = target // .search and .by-id are links
+			abs = target
 		}
 	}
-	mount := ourMount(abs)
-	if mount == "" || abs == mount {
-		return arg, nil
+	mount = ourMount(abs)
+	if mount == "" && explicit {
+		return "", "", fmt.Errorf("%s lies in no mount of sregfs; name an image as CLIENT://COLLECTION/IMAGE:TAG, or by its path in a mount", arg)
 	}
-	client, rest, ok := strings.Cut(strings.TrimPrefix(abs, mount+"/"), "/")
+	return abs, mount, nil
+}
+
+// uriOf turns what a user named an image by into a URI: a path in a mount
+// becomes CLIENT://COLLECTION/IMAGE:TAG, all else is taken for a URI.
+func uriOf(arg string) (string, error) {
+	abs, mount, err := mountPath(arg)
+	if err != nil || mount == "" {
+		return arg, err
+	}
+	client, rest, ok := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(abs, mount), "/"), "/")
 	dir, file := filepath.Split(rest)
 	ref, _, isImage := backends.ParseFile(file)
 	if !ok || !isImage {
@@ -80,19 +94,26 @@ func canonicalClient(uri string, aliases map[string]string) string {
 }
 
 type shareCmd struct {
-	Image string `arg:"" help:"A URI, or a path in the mount."`
-	Email string `help:"Give this person access, where the client can." placeholder:"ADDRESS"`
-	Quiet bool   `short:"q" help:"Print the link alone."`
+	Image string  `arg:"" help:"A URI, or a path in the mount."`
+	Email *string `help:"Give this person access, where the client can." placeholder:"ADDRESS"`
+	Quiet bool    `short:"q" help:"Print the link alone."`
 }
 
 // Run shares an image and prints where.
 func (c *shareCmd) Run(ctx context.Context, e *environment) error {
+	email := ""
+	if c.Email != nil {
+		// A variable that is not set must not turn into a link for everybody.
+		if email = strings.TrimSpace(*c.Email); email == "" {
+			return errors.New("the address after --email is empty; to share by link leave --email out")
+		}
+	}
 	_, cl, img, done, err := e.resolve(ctx, c.Image, false)
 	if err != nil {
 		return err
 	}
 	defer done.Close()
-	share, err := cl.Share(ctx, img, c.Email)
+	share, err := cl.Share(ctx, img, email)
 	if err != nil {
 		return err
 	}
@@ -100,8 +121,8 @@ func (c *shareCmd) Run(ctx context.Context, e *environment) error {
 		fmt.Fprintln(e.stdout, img.Ref.Latest())
 	}
 	switch {
-	case c.Email != "" && !c.Quiet:
-		fmt.Fprintf(e.stdout, "Share to %s complete: %s!\n", c.Email, share.ID)
+	case email != "" && !c.Quiet:
+		fmt.Fprintf(e.stdout, "Share to %s complete: %s!\n", email, share.ID)
 	case share.URL != "":
 		fmt.Fprintln(e.stdout, share.URL)
 	default:
@@ -144,13 +165,28 @@ func (c *imagesCmd) Run(ctx context.Context, e *environment) error {
 }
 
 type getCmd struct {
-	URI string `arg:"" help:"A URI, with its client or without."`
+	Image string `arg:"" help:"A URI, with its client or without, or a path in a mount."`
 }
 
 // Run prints one line: the path in the mount, or the local file, or else where
-// the image is.
+// the image is. A path in a mount, which may be another user's, is printed
+// whole when there is an image.
 func (c *getCmd) Run(ctx context.Context, e *environment) error {
-	_, cl, img, done, err := e.resolve(ctx, c.URI, false)
+	abs, mount, err := mountPath(c.Image)
+	if err != nil {
+		return err
+	}
+	if mount != "" {
+		if _, err := uriOf(c.Image); err != nil {
+			return err
+		}
+		if _, err := os.Stat(abs); err != nil {
+			return err
+		}
+		fmt.Fprintln(e.stdout, abs)
+		return nil
+	}
+	_, cl, img, done, err := e.resolve(ctx, c.Image, false)
 	if err != nil {
 		return err
 	}
@@ -165,7 +201,7 @@ func (c *getCmd) Run(ctx context.Context, e *environment) error {
 		}
 	}
 	if line == "" {
-		return fmt.Errorf("%s has no path while nothing is mounted; mount it with: sregfs mount DIR", c.URI)
+		return fmt.Errorf("%s has no path while nothing is mounted; mount it with: sregfs mount DIR", c.Image)
 	}
 	fmt.Fprintln(e.stdout, line)
 	return nil
@@ -208,7 +244,7 @@ type clientsCmd struct{}
 
 // Run lists the clients: those that are set up, and what the others lack.
 func (c *clientsCmd) Run(ctx context.Context, e *environment) error {
-	list, err := e.openClients(ctx)
+	list, err := e.openEach(ctx)
 	if err != nil {
 		return err
 	}
@@ -231,7 +267,7 @@ func (c *clientsCmd) Run(ctx context.Context, e *environment) error {
 }
 
 type loginCmd struct {
-	Name      string `arg:"" name:"client" help:"dropbox or gdrive."`
+	Name      string `arg:"" name:"client" help:"dropbox or gdrive." predictor:"login"`
 	NoBrowser bool   `help:"Print the page's address and read the code from the terminal."`
 }
 
@@ -261,6 +297,22 @@ func (c *loginCmd) Run(ctx context.Context, e *environment) error {
 	}
 	fmt.Fprintf(e.stdout, "Logged in to %s; the credentials are in %s.\n", client.Name, s.Path())
 	return nil
+}
+
+// clientNames are the clients' names for the shell to complete, those alone
+// that have a login if so asked.
+func clientNames(registries map[string]string, login bool) []string {
+	known, err := all.Clients(registries)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, c := range known {
+		if c.Login != nil || !login {
+			names = append(names, c.Name)
+		}
+	}
+	return names
 }
 
 // waitReleased returns when no process holds the cache any more, or soon in

@@ -36,12 +36,14 @@ func (c *doctorCmd) Run(ctx context.Context, e *environment) error {
 	}
 	var clock remoteClock
 	e.transport = &clock
-	clients, err := e.openClients(ctx)
+	clients, err := e.openEach(ctx)
 	if err != nil {
 		list = append(list, finding{"clients", err.Error(), "", true})
 	}
 	for _, o := range clients {
-		list = append(list, c.checkClient(ctx, o))
+		f := c.checkClient(ctx, o)
+		f.bad = f.bad || o.err != nil && len(e.Client) > 0 // it was asked for
+		list = append(list, f)
 	}
 	list = append(list, clock.check())
 	bad := 0

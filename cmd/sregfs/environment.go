@@ -119,11 +119,42 @@ type opened struct {
 	err    error
 }
 
-// openClients opens every client that is wanted and set up.
+// openClients opens every client that is wanted and set up. One that was asked
+// for by name and cannot be opened is an error.
 func (e *environment) openClients(ctx context.Context) ([]opened, error) {
+	list, err := e.openEach(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range list {
+		if o.err != nil && len(e.Client) > 0 {
+			closeStores(list)
+			return nil, o.err
+		}
+	}
+	return list, nil
+}
+
+// closeStores closes what openEach opened.
+func closeStores(list []opened) {
+	for _, o := range list {
+		if c, ok := o.store.(io.Closer); ok {
+			_ = c.Close()
+		}
+	}
+}
+
+// openEach opens every client that is wanted, with an error beside each one
+// that cannot be opened.
+func (e *environment) openEach(ctx context.Context) ([]opened, error) {
 	s, err := e.openSecrets()
 	if err != nil {
 		return nil, err
+	}
+	if v := getenv("SREGISTRY_PYTHON_THREADS"); v != "" {
+		if n, err := strconv.Atoi(v); err != nil || n < 1 {
+			e.log.Warn(fmt.Sprintf("SREGISTRY_PYTHON_THREADS is no number of transfers: %q; %d are taken", v, defaultThreads))
+		}
 	}
 	known, err := all.Clients(e.Registry)
 	if err != nil {
@@ -143,9 +174,6 @@ func (e *environment) openClients(ctx context.Context) ([]opened, error) {
 			continue
 		}
 		store, err := c.Open(ctx, e.clientSettings(c.Name, s))
-		if err != nil && wanted[c.Name] {
-			return nil, err
-		}
 		list = append(list, opened{c, store, err})
 	}
 	return list, nil

@@ -13,10 +13,13 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"os/user"
+	"strconv"
 	"syscall"
 
 	"github.com/alecthomas/kong"
 	kongcompletion "github.com/jotaen/kong-completion"
+	"github.com/posener/complete"
 )
 
 // version is set by the linker.
@@ -25,7 +28,8 @@ var version = "dev"
 // cli is the command line.
 type cli struct {
 	Mount   mountCmd   `cmd:"" help:"Mount the tree at a directory."`
-	Unmount unmountCmd `cmd:"" aliases:"umount" help:"Take a mount down."`
+	Unmount unmountCmd `cmd:"" help:"Take a mount down."`
+	Umount  unmountCmd `cmd:"" hidden:"" help:"Take a mount down, as umount(8) is spelt."`
 	Share   shareCmd   `cmd:"" help:"Share an image by link, or with a person by e-mail."`
 	Images  imagesCmd  `cmd:"" help:"List the images on record."`
 	Get     getCmd     `cmd:"" help:"Print an image's path, and nothing else."`
@@ -38,14 +42,14 @@ type cli struct {
 
 	Completion kongcompletion.Completion `cmd:"" help:"Print how to switch on tab completion for your shell."`
 
-	settings
-	Version kong.VersionFlag `help:"Print the version and exit."`
+	settings `group:"common"`
+	Version  kong.VersionFlag `help:"Print the version and exit." group:"common"`
 }
 
 // settings are shared by all commands.
 type settings struct {
 	Config    string            `help:"Configuration file." placeholder:"FILE" env:"SREGFS_CONFIG" type:"path"`
-	Client    []string          `help:"Only these clients (repeatable)." placeholder:"NAME"`
+	Client    []string          `help:"Only these clients (repeatable)." placeholder:"NAME" predictor:"client"`
 	Registry  map[string]string `help:"A further OCI registry (repeatable); an http:// URL means plain HTTP." placeholder:"NAME=URL" mapsep:"none"`
 	CacheDir  string            `help:"Where fetched and staged bytes are kept (default: sregfs in SINGULARITY_CACHEDIR)." placeholder:"DIR" type:"path"`
 	CacheSize string            `help:"Limit of the cache, such as 50G, or 20% of its disk." placeholder:"SIZE" default:"20%"`
@@ -60,9 +64,17 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e))
 
 func main() {
 	args := os.Args[1:]
-	if mountArgs, ok := fromMountHelper(os.Args); ok {
+	if mountArgs, ok, err := fromMountHelper(os.Args); ok {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "sregfs:", err)
+			os.Exit(1) // "incorrect invocation" of mount(8)
+		}
+		if len(mountArgs) == 0 {
+			return
+		}
 		args = mountArgs
 	}
+	setHome()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, args, os.Stdout, os.Stderr)
@@ -76,6 +88,17 @@ func main() {
 	default:
 		fmt.Fprintln(os.Stderr, "sregfs:", err)
 		os.Exit(1)
+	}
+}
+
+// setHome gives the user's own folder to programs that mount(8) and systemd
+// start without HOME: what lies there must be the same for all of them.
+func setHome() {
+	if os.Getenv("HOME") != "" {
+		return
+	}
+	if u, err := user.LookupId(strconv.Itoa(os.Getuid())); err == nil && u.HomeDir != "" {
+		os.Setenv("HOME", u.HomeDir)
 	}
 }
 
@@ -94,6 +117,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		kong.Vars{"version": "sregfs " + version},
 		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.ExplicitGroups([]kong.Group{{Key: "common", Title: "Flags of every command:"}}),
 		kong.Writers(stdout, stderr),
 		kong.Resolvers(file),
 		kong.BindTo(ctx, (*context.Context)(nil)),
@@ -101,11 +125,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	kongcompletion.Register(parser)
+	kongcompletion.Register(parser,
+		kongcompletion.WithPredictor("client", complete.PredictFunc(func(complete.Args) []string { return clientNames(c.Registry, false) })),
+		kongcompletion.WithPredictor("login", complete.PredictFunc(func(complete.Args) []string { return clientNames(nil, true) })))
 	parsed, err := parser.Parse(args)
 	if err != nil {
 		var pe *kong.ParseError
 		if errors.As(err, &pe) {
+			parser.Stdout = stderr // who asked for something else does not expect usage in it
 			_ = pe.Context.PrintUsage(true)
 			fmt.Fprintln(stderr, "sregfs:", err)
 			return exitError(2)

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -50,6 +51,10 @@ func TestCacheLimit(t *testing.T) {
 
 func TestFromMountHelper(t *testing.T) {
 	for _, c := range []struct{ args, want []string }{
+		{[]string{"/sbin/mount.fuse.sregfs", "none", "/mnt", "-s", "-o", "rw,wat=1"}, []string{"mount", "--daemon", "/mnt"}},
+		{[]string{"/sbin/mount.fuse.sregfs", "none", "/mnt", "-t", "fuse.sregfs", "-v", "-o", "rw,user,noexec,nofail,x-systemd.automount"},
+			[]string{"mount", "--daemon", "/mnt"}},
+		{[]string{"/sbin/mount.fuse.sregfs", "none", "/mnt", "-fv", "-o", "rw"}, []string{}},
 		{[]string{"sregfs", "sregfs", "/mnt", "-o", "rw,nosuid,allow_other,client=dropbox,cache_size=5G"},
 			[]string{"mount", "--daemon", "/mnt", "--allow-other", "--client=dropbox", "--cache-size=5G"}},
 		{[]string{"/sbin/mount.fuse.sregfs", "none", "/mnt"}, []string{"mount", "--daemon", "/mnt"}},
@@ -59,9 +64,14 @@ func TestFromMountHelper(t *testing.T) {
 		{[]string{"sregfs", "images", "red"}, nil},
 		{[]string{"sregfs"}, nil},
 	} {
-		got, ok := fromMountHelper(c.args)
-		if ok != (c.want != nil) || !slices.Equal(got, c.want) {
-			t.Errorf("fromMountHelper(%q) = %q, %v; want %q", c.args, got, ok, c.want)
+		got, ok, err := fromMountHelper(c.args)
+		if ok != (c.want != nil) || !slices.Equal(got, c.want) || err != nil {
+			t.Errorf("fromMountHelper(%q) = %q, %v, %v; want %q", c.args, got, ok, err, c.want)
+		}
+	}
+	for _, option := range []string{"cachesize=5G", "read_only", "cache_dir"} {
+		if got, ok, err := fromMountHelper([]string{"mount.fuse.sregfs", "none", "/mnt", "-o", "rw," + option}); err == nil || !ok {
+			t.Errorf("option %q gives %q, %v; want an error", option, got, ok)
 		}
 	}
 }
@@ -77,5 +87,22 @@ func TestSize(t *testing.T) {
 		if got := size(n); got != want {
 			t.Errorf("size(%d) = %q, want %q", n, got, want)
 		}
+	}
+}
+
+func TestSetHome(t *testing.T) {
+	t.Setenv("HOME", "/elsewhere")
+	setHome()
+	if got := os.Getenv("HOME"); got != "/elsewhere" {
+		t.Errorf("HOME was set to /elsewhere and is now %q", got)
+	}
+	u, err := user.Current()
+	if err != nil {
+		t.Skipf("this user has no entry in /etc/passwd: %v", err)
+	}
+	t.Setenv("HOME", "")
+	setHome()
+	if got := os.Getenv("HOME"); got == "" || got == "/elsewhere" {
+		t.Errorf("without HOME, %s gets %q", u.Username, got)
 	}
 }

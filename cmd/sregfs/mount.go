@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -23,6 +24,7 @@ type mountCmd struct {
 	Daemon     bool   `help:"Return once the tree is ready, and go on in the background."`
 	ReadOnly   bool   `help:"Refuse every change."`
 	AllowOther bool   `help:"Let other users read the mount; for setuid runtimes and shared nodes."`
+	Metrics    string `help:"Answer Prometheus at this address; on the loopback interface if it is a port alone." placeholder:"[HOST:]PORT"`
 	DebugFuse  bool   `help:"Log every FUSE message." hidden:""`
 }
 
@@ -69,6 +71,14 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 		e.log.Warn("--allow-other is left out: /etc/fuse.conf has no line user_allow_other; other users and setuid programs cannot enter the mount")
 		allowOther = false
 	}
+	var metrics net.Listener
+	if c.Metrics != "" {
+		var err error
+		if metrics, err = control.ListenMetrics(ctx, c.Metrics); err != nil {
+			return err
+		}
+		defer metrics.Close()
+	}
 	cat, aliases, done, err := e.openCatalog(ctx, true, c.ReadOnly)
 	if err != nil {
 		return err
@@ -90,11 +100,25 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 	}}
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
-	go func() {
-		if err := srv.Serve(serving, e.cacheDir()); err != nil {
-			e.log.Warn("commands cannot reach this mount", "error", err)
-		}
-	}()
+	// Whoever sees that the mount is ready may ask it.
+	socket, err := control.Listen(ctx, e.cacheDir())
+	if err == nil {
+		go func() {
+			if err := srv.Serve(serving, socket); err != nil {
+				e.log.Warn("commands cannot reach this mount any more", "error", err)
+			}
+		}()
+	} else {
+		e.log.Warn("commands cannot reach this mount", "error", err)
+	}
+	if metrics != nil {
+		e.log.Info("answering Prometheus", "url", fmt.Sprintf("http://%s/metrics", metrics.Addr()))
+		go func() {
+			if err := srv.ServeMetrics(serving, metrics); err != nil {
+				e.log.Warn("metrics cannot be had any more", "error", err)
+			}
+		}()
+	}
 	names := make([]string, 0, len(cat.Clients()))
 	for _, cl := range cat.Clients() {
 		names = append(names, cl.Name)
@@ -135,7 +159,7 @@ func (c *mountCmd) daemonize(e *environment) error {
 		return err
 	}
 	if err := os.MkdirAll(e.cacheDir(), 0o700); err != nil {
-		return fmt.Errorf("make the cache folder: %w", err)
+		return fmt.Errorf("make the cache folder: %w; name another one with --cache-dir", err)
 	}
 	logPath := filepath.Join(e.cacheDir(), "sregfs.log")
 	logFile, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -143,6 +167,10 @@ func (c *mountCmd) daemonize(e *environment) error {
 		return fmt.Errorf("open the log: %w", err)
 	}
 	defer logFile.Close()
+	logged, err := logFile.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -161,7 +189,12 @@ func (c *mountCmd) daemonize(e *environment) error {
 	line, err := bufio.NewReader(r).ReadString('\n')
 	switch line = strings.TrimSpace(line); {
 	case line == "ready":
-		fmt.Fprintf(e.stderr, "sregfs: %s is ready; process %d, log in %s\n", c.Dir, cmd.Process.Pid, logPath)
+		// What a mount in the foreground would have said by now.
+		if f, err := os.Open(logPath); err == nil {
+			_, _ = io.Copy(e.stderr, io.NewSectionReader(f, logged, 1<<20))
+			f.Close()
+		}
+		fmt.Fprintf(e.stderr, "sregfs: process %d, log in %s\n", cmd.Process.Pid, logPath)
 		return cmd.Process.Release()
 	case line != "":
 		_ = cmd.Wait()
@@ -173,7 +206,7 @@ func (c *mountCmd) daemonize(e *environment) error {
 
 // daemonArgs are the arguments for the process in the background.
 func daemonArgs(args []string) []string {
-	if translated, ok := fromMountHelper(args); ok {
+	if translated, ok, _ := fromMountHelper(args); ok { // main has seen its error
 		return translated
 	}
 	return args[1:]

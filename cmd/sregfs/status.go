@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -29,9 +30,15 @@ func (c *statusCmd) Run(ctx context.Context, e *environment) error {
 			return err
 		}
 	case errors.Is(err, control.ErrNoDaemon):
-		if st.Held, err = e.heldOnDisk(); err != nil {
+		st.Held, err = e.heldOnDisk()
+		switch {
+		case errors.Is(err, staging.ErrLocked):
+			return fmt.Errorf("a sregfs with the cache in %s is just starting or ending; ask again", e.cacheDir())
+		case err != nil:
 			return err
 		}
+		// As a running one answers, for the scripts that read JSON.
+		st.Held, st.Clients, st.Failures = append([]catalog.Held{}, st.Held...), []control.ClientStatus{}, []catalog.Failure{}
 	default:
 		return err
 	}
@@ -63,13 +70,20 @@ func (c *statusCmd) print(e *environment, st control.Status) {
 	defer w.Flush()
 	if st.Mount == "" {
 		fmt.Fprintf(w, "Nothing is mounted with the cache in %s.\n", e.cacheDir())
+		for _, dir := range ownMounts() {
+			fmt.Fprintf(w, "%s is mounted with another cache; name that with --cache-dir.\n", dir)
+		}
 	} else {
-		fmt.Fprintf(w, "mount\t%s\n", st.Mount)
+		how := ""
+		if st.ReadOnly {
+			how = ", read-only"
+		}
+		fmt.Fprintf(w, "mount\t%s%s\n", st.Mount, how)
 		fmt.Fprintf(w, "process\t%d, since %s\n", st.PID, st.Since.Format(time.DateTime))
 	}
 	if x := st.Cache; x != nil {
-		fmt.Fprintf(w, "cache\t%s of %s in %d objects, %s fetched (%s)\n",
-			size(x.Used), size(x.Limit), x.Objects, size(x.Fetched), x.Dir)
+		fmt.Fprintf(w, "cache\t%s of %s in %s, %s fetched (%s)\n",
+			size(x.Used), size(x.Limit), count(int64(x.Objects), "object"), size(x.Fetched), x.Dir)
 	}
 	for _, cl := range st.Clients {
 		how := "not listed yet"
@@ -81,7 +95,7 @@ func (c *statusCmd) print(e *environment, st control.Status) {
 		case cl.Listed:
 			how = "listed " + cl.At.Format(time.DateTime)
 		}
-		fmt.Fprintf(w, "client\t%s: %d images in %d collections, %s\n", cl.Name, cl.Images, cl.Collections, how)
+		fmt.Fprintf(w, "client\t%s: %s in %s, %s\n", cl.Name, count(cl.Images, "image"), count(cl.Collections, "collection"), how)
 	}
 	for _, h := range st.Held {
 		fmt.Fprintf(w, "held\t%s://%s: %s, %s (%s)\n", h.Client, h.Image, size(h.Bytes), h.State, h.File)
@@ -99,6 +113,29 @@ func (c *statusCmd) print(e *environment, st control.Status) {
 		}
 		fmt.Fprintf(w, "failed\t%s  %s%s\n", f.At.Format(time.DateTime), f.What, times)
 	}
+}
+
+// ownMounts are the directories where this user has mounted a tree.
+func ownMounts() []string {
+	table, err := mountTable()
+	if err != nil {
+		return nil
+	}
+	var dirs []string
+	for _, m := range table {
+		if m.fsType == fsType && m.user == strconv.Itoa(os.Geteuid()) {
+			dirs = append(dirs, m.dir)
+		}
+	}
+	return dirs
+}
+
+// count prints a number of things.
+func count(n int64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // size prints bytes for people.

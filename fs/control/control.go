@@ -70,26 +70,29 @@ type Server struct {
 	Catalog *catalog.Catalog
 	// About is the part of Status that the caller knows.
 	About Status
-	// Stop unmounts; nil where that is not to be had.
-	Stop func() error
 }
 
-// Serve answers on the socket in dir until ctx is done. A socket that a dead
-// daemon left is replaced: the caller holds the cache's lock.
-func (s *Server) Serve(ctx context.Context, dir string) error {
+// Listen opens the socket in dir for Serve, which closes it. A socket that a
+// dead daemon left is replaced: the caller holds the cache's lock.
+func Listen(ctx context.Context, dir string) (net.Listener, error) {
 	path := filepath.Join(dir, socketName)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("replace the control socket: %w", err)
+		return nil, fmt.Errorf("replace the control socket: %w", err)
 	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
-		return fmt.Errorf("open the control socket: %w", err)
+		return nil, fmt.Errorf("open the control socket: %w", err)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
 		l.Close()
-		return fmt.Errorf("close the control socket to others: %w", err)
+		return nil, fmt.Errorf("close the control socket to others: %w", err)
 	}
+	return l, nil
+}
+
+// Serve answers on l until ctx is done, and closes it.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
@@ -125,7 +128,10 @@ func (s *Server) Status(ctx context.Context) Status {
 	st.PID = os.Getpid()
 	for _, cl := range s.Catalog.Clients() {
 		l := cl.Listing()
-		c := ClientStatus{Name: cl.Name, Listed: l.Known, Live: l.Live, At: l.At}
+		c := ClientStatus{Name: cl.Name, Listed: l.Known, Live: l.Live}
+		if l.Known {
+			c.At = l.At
+		}
 		if l.Err != nil {
 			c.Error = l.Err.Error()
 		}
@@ -143,7 +149,9 @@ func (s *Server) Status(ctx context.Context) Status {
 		}
 		st.Cache = &cs
 	}
-	st.Held, st.Failures = s.Catalog.Held(), s.Catalog.Failures()
+	// Lists without anything in them are [] in JSON, for the scripts that read it.
+	st.Held = append([]catalog.Held{}, s.Catalog.Held()...)
+	st.Failures = append([]catalog.Failure{}, s.Catalog.Failures()...)
 	return st
 }
 
