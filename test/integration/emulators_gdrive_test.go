@@ -150,7 +150,7 @@ func TestDriveEmulatorTransfers(t *testing.T) {
 	for name, flags := range map[string][]string{
 		"Default":     nil,                                                  // files of more than 8 MiB in sessions
 		"Chunked":     {"--drive-upload-cutoff=1", "--drive-chunk-size=1M"}, // an empty one defeats rclone's own sessions,
-		"Unknown":     {"--drive-upload-cutoff=100M"},
+		"Multipart":   {"--drive-upload-cutoff=100M"},
 		"KeepForever": {"--drive-keep-revision-forever"},
 	} {
 		t.Run(name, func(t *testing.T) {
