@@ -68,7 +68,6 @@ func TestCrash(t *testing.T) {
 		}
 	}
 	eachClient(t, run)
-	t.Run("local", func(t *testing.T) { run(t, localAccount(t)) })
 }
 
 // crashContents are images that differ in every part: some are one request to
@@ -104,6 +103,7 @@ type crashPush struct {
 	content int
 	written int // bytes that write(2) has taken
 	temp    string
+	err     error
 }
 
 // crashMove is a rename or, without to, a removal of unknown outcome.
@@ -240,6 +240,7 @@ func (c *crash) push(d *mounted, rng *rand.Rand, n *crashName, content int, temp
 		return
 	}
 	c.cut.Add(1)
+	p.err = err
 	c.mu.Lock()
 	c.pushes = append(c.pushes, p)
 	c.mu.Unlock()
@@ -298,7 +299,7 @@ func (c *crash) readers(d *mounted, rng *rand.Rand) {
 			k := min(len(data)-off, 1+rng.IntN(len(buf)))
 			got, err := f.ReadAt(buf[:k], int64(off))
 			if !bytes.Equal(buf[:got], data[off:off+got]) {
-				c.t.Errorf("%s: wrong bytes in [%d,%d)", n.name, off, off+got)
+				c.t.Errorf("%s: [%d,%d) is not of content %d; %s", n.name, off, off+got, want, c.whose(buf[:got], off))
 			}
 			c.read.Add(int64(got))
 			if errors.Is(err, syscall.ESTALE) {
@@ -413,6 +414,16 @@ func (c *crash) which(data []byte) int {
 	return slices.IndexFunc(c.contents, func(want []byte) bool { return bytes.Equal(data, want) })
 }
 
+// whose says which content a range is of.
+func (c *crash) whose(data []byte, off int) string {
+	for i, content := range c.contents {
+		if off+len(data) <= len(content) && bytes.Equal(data, content[off:off+len(data)]) {
+			return fmt.Sprintf("it is of content %d", i)
+		}
+	}
+	return "it is of none"
+}
+
 // kept: status tells of a push that was cut off, and all that its writer wrote
 // lies in the file that it names.
 func (c *crash) kept(p crashPush, held []heldFile) {
@@ -429,7 +440,8 @@ func (c *crash) kept(p crashPush, held []heldFile) {
 			return
 		}
 	}
-	c.t.Errorf("%d bytes written to %s (%s) are neither on the remote nor in status: %+v", p.written, p.name.name, p.temp, held)
+	c.t.Errorf("%d of %d bytes of content %d, written to %s (%q), are neither on the remote, which has content %d, nor in status: %+v (%v)",
+		p.written, len(c.contents[p.content]), p.content, p.name.name, p.temp, p.name.current, held, p.err)
 }
 
 // checkDatabases opens both databases with another program's eyes.
