@@ -161,12 +161,12 @@ func (n *dirNode) Unlink(ctx context.Context, name string) syscall.Errno {
 	if isImage && !sidecar {
 		key = ref.File()
 	}
-	if pf := n.tree.pending.get(n.cl, n.dir, key); pf != nil {
-		base := pf.base
-		pf.unlink()
-		if base == nil {
-			return 0
+	pf := n.tree.pending.get(n.cl, n.dir, key)
+	if pf != nil && !pf.stored() {
+		if err := pf.unlink(ctx); err != nil || !pf.stored() {
+			return n.tree.fail("remove", n.path(name), err)
 		}
+		pf = nil // its push was over before it could be stopped
 	}
 	switch {
 	case sidecar:
@@ -178,6 +178,9 @@ func (n *dirNode) Unlink(ctx context.Context, name string) syscall.Errno {
 	img, err := n.cl.Lookup(ctx, n.dir, ref)
 	if err == nil {
 		err = n.cl.Remove(ctx, img)
+	}
+	if pf != nil && (err == nil || errors.Is(err, iofs.ErrNotExist)) {
+		err = pf.unlink(ctx)
 	}
 	if errors.Is(err, errors.ErrUnsupported) {
 		_ = n.tree.fail("remove", n.path(name), err)
@@ -216,8 +219,15 @@ func (n *dirNode) rename(ctx context.Context, name string, to *dirNode, newName 
 		key = ref.File()
 	}
 	pf := t.pending.get(n.cl, n.dir, key)
-	if pf != nil && temporary(newName) {
-		return pf.move(to.dir, newName)
+	if pf != nil {
+		// Where the remote has it already, the remote renames it.
+		if err := pf.settled(ctx); err != nil {
+			return err
+		}
+	}
+	fresh := pf != nil && !pf.stored()
+	if fresh && temporary(newName) {
+		return pf.move(ctx, to.dir, newName)
 	}
 	if pf == nil && !isImage {
 		if _, ok, err := n.cl.Directory(ctx, path.Join(n.dir, name)); err != nil || ok {
@@ -233,7 +243,11 @@ func (n *dirNode) rename(ctx context.Context, name string, to *dirNode, newName 
 	if err != nil {
 		return err
 	}
+	replaced := t.pending.get(n.cl, to.dir, target.File())
 	if noReplace {
+		if replaced != nil && !replaced.absent() {
+			return iofs.ErrExist
+		}
 		switch _, err := n.cl.Lookup(ctx, to.dir, target); {
 		case err == nil:
 			return iofs.ErrExist
@@ -241,7 +255,7 @@ func (n *dirNode) rename(ctx context.Context, name string, to *dirNode, newName 
 			return err
 		}
 	}
-	if pf != nil {
+	if fresh {
 		return pf.commitAs(ctx, to.dir, target)
 	}
 	img, err := n.cl.Lookup(ctx, n.dir, ref)
@@ -256,6 +270,14 @@ func (n *dirNode) rename(ctx context.Context, name string, to *dirNode, newName 
 		if f, ok := child.Operations().(*fileNode); ok {
 			f.renamed(to.dir, target.File(), moved)
 		}
+	}
+	if replaced != nil && replaced != pf {
+		if err := replaced.unlink(ctx); err != nil {
+			return err
+		}
+	}
+	if pf != nil {
+		return pf.follow(ctx, to.dir, moved)
 	}
 	return nil
 }
@@ -281,6 +303,7 @@ func (n *dirNode) Create(ctx context.Context, name string, flags, mode uint32, o
 	pf := t.newPendingFile(n.cl, n.dir, key, ref, nil)
 	t.pending.put(pf)
 	node := t.newPending(ctx, &n.Inode, pf, out)
-	h := pf.open(node.Operations().(*fileNode), name)
-	return node, h, 0, 0
+	f := node.Operations().(*fileNode)
+	pf.hold(f)
+	return node, &writeHandle{pf: pf, n: f}, fuse.FOPEN_DIRECT_IO, 0
 }

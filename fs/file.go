@@ -47,15 +47,19 @@ type fileNode struct {
 // brief is what a listing shows of an image.
 type brief struct {
 	size     int64
-	modified int64  // Unix time in nanoseconds
+	modified int64  // Unix time in nanoseconds, 0 for unknown
 	gen      uint64 // of the content; 0 while nothing is stored under the name
 	layered  bool
 	readOnly bool
 }
 
 func briefOf(cl *catalog.Client, img backends.Image) brief {
+	modified := int64(0)
+	if t := cl.Modified(img); !t.IsZero() {
+		modified = t.UnixNano()
+	}
 	return brief{
-		size: cl.Size(img), modified: cl.Modified(img).UnixNano(), gen: generation(cl, img),
+		size: cl.Size(img), modified: modified, gen: generation(cl, img),
 		layered: img.Layered, readOnly: img.ReadOnly,
 	}
 }
@@ -152,7 +156,11 @@ func (n *fileNode) attr(a *fuse.Attr, ino uint64) {
 	if n.readOnly || !n.cl.Writable() {
 		mode = fuse.S_IFREG | 0o555
 	}
-	n.tree.attr(a, ino, mode, time.Unix(0, n.modified))
+	mtime := n.tree.born
+	if n.modified != 0 {
+		mtime = time.Unix(0, n.modified)
+	}
+	n.tree.attr(a, ino, mode, mtime)
 	setSize(a, n.size)
 	if n.pf != nil && n.pf.unlinked() {
 		a.Nlink = 0
@@ -179,7 +187,9 @@ func (n *fileNode) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errn
 // kept, so that cp -p and rsync -a are content.
 func (n *fileNode) Setattr(ctx context.Context, f fusefs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
 	if size, ok := in.GetSize(); ok {
-		if err := n.truncate(ctx, int64(size), f); err != nil {
+		if err := n.truncate(ctx, int64(size)); err == errElsewhere {
+			return errElsewhere
+		} else if err != nil {
 			return n.tree.fail("truncate", n.path(), err)
 		}
 	}
@@ -221,7 +231,7 @@ func (n *fileNode) setModified(ctx context.Context, t time.Time) error {
 
 // truncate sets the size of what is being written. Without an open handle,
 // as by truncate(2), the result is pushed at once.
-func (n *fileNode) truncate(ctx context.Context, size int64, f fusefs.FileHandle) error {
+func (n *fileNode) truncate(ctx context.Context, size int64) error {
 	pf, err := n.write(ctx)
 	if err != nil {
 		return err
@@ -272,34 +282,35 @@ func (n *fileNode) edit(ctx context.Context) (*pendingFile, error) {
 		return pf, nil
 	}
 	if n.tree.pending.get(n.cl, n.dir, n.file) != nil {
-		// Somebody writes under this name through another node, which the
-		// kernel finds when it looks the name up again.
-		return nil, &backends.Error{Op: "write", Client: n.cl.Name, Ref: img.Ref, Err: backends.ErrStale}
+		return nil, errElsewhere
 	}
 	pf := n.tree.newPendingFile(n.cl, n.dir, n.file, img.Ref.Latest(), &img)
+	if n.passed+n.cached > 0 {
+		// Who reads this inode would see its size change.
+		pf.expected = time.Now()
+		n.tree.pending.put(pf)
+		return nil, errElsewhere
+	}
 	n.tree.pending.put(pf)
 	n.pf = pf
 	return pf, nil
 }
 
+// errElsewhere means that what is written under the name is another inode than
+// the one that was asked for, which somebody reads. For ESTALE the kernel looks
+// the name up again (LOOKUP_REVAL in fs/namei.c and fs/open.c) and finds that.
+const errElsewhere = syscall.ESTALE
+
 func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
 	if flags&(syscall.O_WRONLY|syscall.O_RDWR) != 0 {
 		pf, err := n.write(ctx)
-		if err != nil {
+		switch {
+		case err == errElsewhere:
+			return nil, 0, errElsewhere
+		case err != nil:
 			return nil, 0, n.tree.fail("open", n.path(), err)
 		}
-		n.mu.Lock()
-		read := n.passed + n.cached
-		n.mu.Unlock()
-		if read > 0 {
-			// For ESTALE the kernel looks the name up again (open(2) in
-			// fs/namei.c, LOOKUP_REVAL). It now leads to the inode of what is
-			// written, while this one keeps its size and goes on being read.
-			pf.letGo()
-			return nil, 0, syscall.ESTALE
-		}
-		// Past the page cache, which may belong to readers through
-		// passthrough, and which would keep what is about to be replaced.
+		// Past the page cache, which would keep what is about to be replaced.
 		return &writeHandle{pf: pf, n: n}, fuse.FOPEN_DIRECT_IO, 0
 	}
 	n.mu.Lock()

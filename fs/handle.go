@@ -66,6 +66,11 @@ func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, err
 		n.size = content.Size()
 		n.NotifyContent(-1, 0)
 	}
+	if n.pf != nil && !n.pf.ended() && n.passed == 0 {
+		// The file is open for writing as well, and its size may change under
+		// the page cache; this handle's content does not.
+		return &readHandle{n, img, content}, fuse.FOPEN_DIRECT_IO, nil
+	}
 	if f, ok := content.File(); ok && n.cached == 0 {
 		n.passed++
 		return &passHandle{readHandle{n, img, content}, int(f.Fd())}, 0, nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,7 +18,8 @@ import (
 	"github.com/sregfs/sregfs/index"
 )
 
-// pending is what is being written, by where it stands in the tree.
+// pending is what is being written, by where it stands in the tree. Its mutex
+// goes before those of the files in it.
 type pending struct {
 	mu sync.Mutex
 	m  map[string]map[string]*pendingFile // client/dir → name
@@ -29,18 +31,38 @@ func (p *pending) init() { p.m = map[string]map[string]*pendingFile{} }
 
 func dirKey(cl *catalog.Client, dir string) string { return path.Join(cl.Name, dir) }
 
+// leafKey is a file's name as the store tells names apart.
+func leafKey(cl *catalog.Client, name string) string {
+	if cl.FoldsCase() {
+		return strings.ToLower(name)
+	}
+	return name
+}
+
+// get returns the file that is being written under a name, nil when none is.
 func (p *pending) get(cl *catalog.Client, dir, name string) *pendingFile {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.m[dirKey(cl, dir)][name]
+	pf := p.m[dirKey(cl, dir)][leafKey(cl, name)]
+	if pf == nil || pf.ended() {
+		return nil
+	}
+	if pf.forsaken() {
+		delete(p.m[dirKey(cl, dir)], leafKey(cl, name))
+		return nil
+	}
+	return pf
 }
 
+// names are those of the files in a directory that can be seen.
 func (p *pending) names(cl *catalog.Client, dir string) []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var names []string
-	for name := range p.m[dirKey(cl, dir)] {
-		names = append(names, name)
+	for _, pf := range p.m[dirKey(cl, dir)] {
+		if _, name := pf.place(); !pf.absent() {
+			names = append(names, name)
+		}
 	}
 	slices.Sort(names)
 	return names
@@ -60,14 +82,14 @@ func (p *pending) put(pf *pendingFile) {
 	if p.m[k] == nil {
 		p.m[k] = map[string]*pendingFile{}
 	}
-	p.m[k][name] = pf
+	p.m[k][leafKey(pf.cl, name)] = pf
 }
 
 func (p *pending) drop(cl *catalog.Client, dir, name string, pf *pendingFile) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k := dirKey(cl, dir)
-	if p.m[k][name] == pf {
+	if name := leafKey(cl, name); p.m[k][name] == pf {
 		delete(p.m[k], name)
 		if len(p.m[k]) == 0 {
 			delete(p.m, k)
@@ -81,8 +103,8 @@ func (p *pending) finish() {
 	defer p.mu.Unlock()
 	for _, files := range p.m {
 		for _, pf := range files {
-			if pf.staged != nil {
-				pf.staged.Finish(true)
+			if staged := pf.stagedFile(); staged != nil {
+				staged.Finish(true)
 			}
 		}
 	}
@@ -97,25 +119,32 @@ type pendingFile struct {
 	ref  backends.Ref // zero under a temporary name
 	ino  uint64
 	gen  uint64
+	turn chan struct{} // held while the staged file is being made, which may take long
 
-	mu      sync.Mutex
+	mu      sync.Mutex // not held over anything that waits
 	dir     string
 	name    string
 	base    *backends.Image // what it was opened on, nil for a new file
 	staged  *catalog.Staged // nil until the first change
 	handles int             // open ones
-	gone    bool            // unlinked, or pushed and let go of
-	refused bool            // the bytes cannot be right, and their writer was told
-	pushed  *backends.Image // what the last commit made
-	node    *fileNode       // of the last open
-	mtime   time.Time       // set before anything was staged
-	xattrs  map[string][]byte
+	gone    bool            // unlinked, or pushed and let go of: it has no name any more
+	removed bool            // unlinked
+	late    bool            // a push is under way that nobody waits for
+	tried   bool            // such a push has been tried since the last open
+	// expected is when an open was sent here that has not come yet.
+	expected time.Time
+	refused  bool            // the bytes cannot be right, and their writer was told
+	pushed   *backends.Image // what the last commit made
+	node     *fileNode       // of the last open
+	mtime    time.Time       // set before anything was staged
+	xattrs   map[string][]byte
 }
 
 func (t *Tree) newPendingFile(cl *catalog.Client, dir, name string, ref backends.Ref, base *backends.Image) *pendingFile {
 	return &pendingFile{
 		tree: t, cl: cl, ref: ref, dir: dir, name: name, base: base,
-		ino: ino(cl.Name, path.Join(dir, name)), gen: uint64(t.born.UnixNano()) + t.pending.made.Add(1),
+		turn: make(chan struct{}, 1),
+		ino:  ino(cl.Name, path.Join(dir, name)), gen: uint64(t.born.UnixNano()) + t.pending.made.Add(1),
 	}
 }
 
@@ -136,7 +165,7 @@ func (pf *pendingFile) path() string {
 func (pf *pendingFile) attr(a *fuse.Attr) bool {
 	pf.mu.Lock()
 	defer pf.mu.Unlock()
-	if pf.base != nil && (pf.staged == nil || pf.refused) {
+	if (pf.base != nil || pf.pushed != nil) && (pf.staged == nil || pf.refused) {
 		return false
 	}
 	mtime, size := pf.mtime, int64(0)
@@ -172,100 +201,228 @@ func (pf *pendingFile) ended() bool {
 	return pf.gone
 }
 
-func (pf *pendingFile) idle() bool {
+// unlinked reports whether the file was removed while it was open.
+func (pf *pendingFile) unlinked() bool {
 	pf.mu.Lock()
 	defer pf.mu.Unlock()
-	return pf.handles == 0
+	return pf.removed
 }
 
-func (pf *pendingFile) setModified(t time.Time) bool {
+func (pf *pendingFile) stagedFile() *catalog.Staged {
 	pf.mu.Lock()
 	defer pf.mu.Unlock()
-	if pf.staged == nil {
-		pf.mtime = t
-		return pf.base == nil
-	}
-	pf.staged.SetModified(t)
-	return true
+	return pf.staged
 }
 
-// stage makes the staged file. Unless it is to be emptied at once, what was
-// there before is copied into it. It is called with pf.mu held.
-func (pf *pendingFile) stage(ctx context.Context, empty bool) (err error) {
-	switch {
-	case pf.staged != nil:
+// stored reports whether the remote has an image under the file's name, an
+// earlier one or what was pushed.
+func (pf *pendingFile) stored() bool {
+	pf.learn()
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	return pf.base != nil || pf.pushed != nil
+}
+
+// settled returns when no push of the file is under way.
+func (pf *pendingFile) settled(ctx context.Context) error {
+	staged := pf.stagedFile()
+	if staged == nil {
 		return nil
-	case pf.base != nil:
-		pf.staged, err = pf.cl.Edit(ctx, *pf.base, empty)
-	default:
-		pf.staged, err = pf.cl.Stage(ctx, pf.ref, pf.name)
 	}
-	if err == nil && !pf.mtime.IsZero() {
-		pf.staged.SetModified(pf.mtime)
+	return staged.Settle(ctx)
+}
+
+// learn takes notice of a push that ended when nobody waited for it any more.
+func (pf *pendingFile) learn() {
+	pf.mu.Lock()
+	staged, pushed := pf.staged, pf.pushed
+	pf.mu.Unlock()
+	if staged == nil || pushed != nil {
+		return
 	}
-	return err
+	if img, ok := staged.Pushed(); ok && !staged.Ref().IsZero() && pf.named() {
+		_ = pf.took(context.Background(), img)
+	}
+}
+
+// named reports whether the file stands under an image's name.
+func (pf *pendingFile) named() bool {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	return !pf.ref.IsZero()
+}
+
+// setModified sets the time of what is being written. It returns an image where
+// the time is that image's too, nil where there is none.
+func (pf *pendingFile) setModified(t time.Time) *backends.Image {
+	pf.learn()
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	pf.mtime = t
+	if pf.staged != nil {
+		pf.staged.SetModified(t)
+		if pf.staged.Dirty() {
+			return nil // it goes with the push
+		}
+	}
+	if pf.pushed != nil {
+		return pf.pushed
+	}
+	return pf.base
+}
+
+// stage returns the staged file, and makes it when there is none. Unless it is
+// to be emptied at once, what was there before is copied into it.
+func (pf *pendingFile) stage(ctx context.Context, empty bool) (*catalog.Staged, error) {
+	select {
+	case pf.turn <- struct{}{}:
+		defer func() { <-pf.turn }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	pf.mu.Lock()
+	staged, base, ref, name := pf.staged, pf.base, pf.ref, pf.name
+	pf.mu.Unlock()
+	if staged != nil {
+		return staged, nil
+	}
+	var err error
+	if base != nil {
+		staged, err = pf.cl.Edit(ctx, *base, empty)
+	} else {
+		staged, err = pf.cl.Stage(ctx, ref, name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	pf.mu.Lock()
+	pf.staged = staged
+	pf.mu.Unlock()
+	return staged, nil
 }
 
 func (pf *pendingFile) truncate(ctx context.Context, size int64) error {
 	pf.mu.Lock()
-	defer pf.mu.Unlock()
-	if pf.staged == nil && pf.base == nil && size == 0 {
+	nothing := pf.staged == nil && pf.base == nil && size == 0
+	pf.mu.Unlock()
+	if nothing {
 		return nil
 	}
-	if err := pf.stage(ctx, size == 0); err != nil {
+	staged, err := pf.stage(ctx, size == 0)
+	if err != nil {
 		return err
 	}
-	return pf.staged.Truncate(ctx, size)
+	return staged.Truncate(ctx, size)
 }
 
-// move gives the file another temporary name.
-func (pf *pendingFile) move(dir, name string) error {
-	oldDir, oldName := pf.place()
-	pf.tree.pending.drop(pf.cl, oldDir, oldName, pf)
-	pf.mu.Lock()
-	pf.dir, pf.name, pf.ref = dir, name, backends.Ref{}
-	pf.mu.Unlock()
-	pf.tree.pending.put(pf)
+// move gives a file that the remote knows nothing of another temporary name.
+func (pf *pendingFile) move(ctx context.Context, dir, name string) error {
+	replaced := pf.tree.pending.get(pf.cl, dir, name)
+	pf.stand(dir, name, backends.Ref{})
+	if replaced != nil && replaced != pf {
+		return replaced.unlink(ctx)
+	}
 	return nil
 }
 
-// unlink takes the file out of the tree; open handles go on.
-func (pf *pendingFile) unlink() {
+// stand puts the file where it stands from now on.
+func (pf *pendingFile) stand(dir, name string, ref backends.Ref) {
+	oldDir, oldName := pf.place()
+	pf.tree.pending.drop(pf.cl, oldDir, oldName, pf)
+	pf.mu.Lock()
+	pf.dir, pf.name, pf.ref = dir, name, ref
+	pf.mu.Unlock()
+	pf.tree.pending.put(pf)
+}
+
+// follow goes along with the remote's renaming of the image that is being
+// written.
+func (pf *pendingFile) follow(ctx context.Context, dir string, img backends.Image) error {
+	pf.stand(dir, img.Ref.File(), img.Ref)
+	pf.mu.Lock()
+	staged := pf.staged
+	pf.base = &img
+	if pf.pushed != nil {
+		pf.pushed = &img
+	}
+	pf.mu.Unlock()
+	if staged == nil {
+		return nil
+	}
+	return staged.Renamed(ctx, img)
+}
+
+// unlink takes the file out of the tree; open handles go on. A push that is
+// under way is given up.
+func (pf *pendingFile) unlink(ctx context.Context) error {
 	dir, name := pf.place()
 	pf.tree.pending.drop(pf.cl, dir, name, pf)
 	pf.mu.Lock()
-	pf.gone = true
+	pf.gone, pf.removed = true, true
+	staged := pf.staged
 	pf.mu.Unlock()
-	pf.released()
+	defer pf.released()
+	if staged == nil {
+		return nil
+	}
+	err := staged.Abandon(ctx)
+	pf.learn()
+	return err
 }
 
 // commitAs pushes the file under an image's name: a rename's result is the
 // push's.
 func (pf *pendingFile) commitAs(ctx context.Context, dir string, to backends.Ref) error {
-	pf.mu.Lock()
-	staged := pf.staged
-	pf.mu.Unlock()
+	staged := pf.stagedFile()
 	if staged == nil || staged.Size() == 0 {
 		return &backends.Error{Op: "push", Client: pf.cl.Name, Ref: to, Err: errEmpty}
 	}
 	if err := staged.Complete(ctx); catalog.Truncated(err) {
-		return pf.refuse(to, err)
+		return cutShort(pf.cl, to, err)
 	}
 	img, err := staged.CommitAs(ctx, to)
 	if err != nil {
 		return err
 	}
-	oldDir, oldName := pf.place()
-	pf.tree.pending.drop(pf.cl, oldDir, oldName, pf)
-	pf.mu.Lock()
-	pf.dir, pf.name, pf.ref, pf.pushed = dir, to.File(), to, &img
-	node := pf.node
-	pf.mu.Unlock()
-	pf.tree.pending.put(pf)
-	if node != nil {
+	replaced := pf.tree.pending.get(pf.cl, dir, to.File())
+	pf.stand(dir, to.File(), to)
+	if err := pf.took(ctx, img); err != nil {
+		return err
+	}
+	if node := pf.lastNode(); node != nil {
 		node.renamed(dir, to.File(), img)
 	}
 	pf.released()
+	if replaced != nil && replaced != pf {
+		return replaced.unlink(ctx)
+	}
+	return nil
+}
+
+func (pf *pendingFile) lastNode() *fileNode {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	return pf.node
+}
+
+// took notes that the remote has the file as img.
+func (pf *pendingFile) took(ctx context.Context, img backends.Image) error {
+	pf.mu.Lock()
+	pf.pushed = &img
+	attrs, dir, name, node := pf.xattrs, pf.dir, pf.name, pf.node
+	pf.xattrs = nil
+	pf.mu.Unlock()
+	if node != nil {
+		b := briefOf(pf.cl, img)
+		node.mu.Lock()
+		node.brief = b
+		node.mu.Unlock()
+	}
+	for attr, value := range attrs {
+		if err := pf.tree.cat.Index().SetXattr(ctx, pf.cl.Name, dir, name, attr, value); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -277,18 +434,55 @@ func (pf *pendingFile) refuse(ref backends.Ref, err error) error {
 	pf.mu.Lock()
 	pf.refused = true
 	pf.mu.Unlock()
-	return &backends.Error{Op: "push", Client: pf.cl.Name, Ref: ref, Err: fmt.Errorf("%w (%w)", err, syscall.EINVAL),
+	return cutShort(pf.cl, ref, err)
+}
+
+func cutShort(cl *catalog.Client, ref backends.Ref, err error) error {
+	return &backends.Error{Op: "push", Client: cl.Name, Ref: ref, Err: fmt.Errorf("%w (%w)", err, syscall.EINVAL),
 		Hint: "copy the whole image again"}
 }
 
-// open counts and returns a handle on what is being written. name is how the
-// program called the file, where that may differ.
-func (pf *pendingFile) open(n *fileNode, name string) *writeHandle {
+// hold counts one that has the file open, through the node n; false when it is
+// too late for that.
+func (pf *pendingFile) hold(n *fileNode) bool {
 	pf.mu.Lock()
 	defer pf.mu.Unlock()
+	if pf.gone {
+		return false
+	}
 	pf.handles++
-	pf.node = n
-	return &writeHandle{pf: pf, n: n, name: name}
+	pf.node, pf.tried, pf.expected = n, false, time.Time{}
+	return true
+}
+
+// forsaken reports whether the open that the file was made for never came, and
+// ends it then.
+func (pf *pendingFile) forsaken() bool {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	if pf.expected.IsZero() || time.Since(pf.expected) < comingSoon {
+		return false
+	}
+	pf.gone = true
+	return true
+}
+
+// comingSoon is how long the kernel may take to look a name up again.
+const comingSoon = 5 * time.Second
+
+// letGo ends a hold.
+func (pf *pendingFile) letGo() {
+	pf.mu.Lock()
+	pf.handles--
+	pf.mu.Unlock()
+	pf.released()
+}
+
+// alone reports whether nobody but the caller has the file open.
+func (pf *pendingFile) alone() bool {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	return pf.handles == 1
 }
 
 // close is what a program's close(2) means: what was written since the last
@@ -300,6 +494,7 @@ func (pf *pendingFile) close(ctx context.Context, n *fileNode, exiting bool) err
 	staged, ref, gone := pf.staged, pf.ref, pf.gone
 	pf.mu.Unlock()
 	if staged == nil || gone || ref.IsZero() || !staged.Dirty() || staged.Size() == 0 {
+		pf.learn()
 		return nil
 	}
 	if err := staged.Complete(ctx); err != nil {
@@ -316,58 +511,47 @@ func (pf *pendingFile) close(ctx context.Context, n *fileNode, exiting bool) err
 		pf.tree.log.Warn("pushing a file that is no image of a known kind", "path", pf.path(), "why", err)
 	}
 	img, err := staged.Commit(ctx)
-	if err != nil {
+	switch {
+	case err != nil && pf.unlinked() && ctx.Err() == nil:
+		return nil // there is nothing to push any more
+	case err != nil:
 		return err
 	}
-	pf.mu.Lock()
-	pf.pushed = &img
-	attrs := pf.xattrs
-	pf.mu.Unlock()
+	b := briefOf(n.cl, img)
 	n.mu.Lock()
-	n.brief = briefOf(n.cl, img)
+	n.brief = b
 	n.mu.Unlock()
-	for name, value := range attrs {
-		if err := n.tree.cat.Index().SetXattr(ctx, n.cl.Name, n.dir, n.file, name, value); err != nil {
-			return err
-		}
-	}
-	return nil
+	return pf.took(ctx, img)
 }
 
 // released lets go of a file that nobody has open any more.
 func (pf *pendingFile) released() {
+	pf.learn()
+	if pf.pushLater() {
+		return
+	}
 	pf.mu.Lock()
-	if pf.handles > 0 {
+	if pf.handles > 0 || pf.late {
 		pf.mu.Unlock()
 		return
 	}
 	staged, pushed, gone, node, temp := pf.staged, pf.pushed, pf.gone, pf.node, pf.ref.IsZero()
 	dir, name := pf.dir, pf.name
-	done := true
 	switch {
-	case staged == nil:
-		// Nothing was written; an empty new file stays in sight until it is
-		// written to or removed.
-		done = pf.base != nil || gone
-	case gone, pushed != nil && !staged.Dirty():
-	case temp:
-		done = false // a rename decides
-	}
-	if done {
-		pf.gone, pf.staged = true, nil
-	}
-	pf.mu.Unlock()
-	if !done {
+	case gone:
+	case staged == nil && pf.base == nil, staged != nil && temp:
+		// An empty new file stays in sight until it is written to or removed,
+		// and a temporary one until it is renamed.
+		pf.mu.Unlock()
 		return
 	}
+	pf.gone, pf.staged = true, nil
+	pf.mu.Unlock()
 	pf.tree.pending.drop(pf.cl, dir, name, pf)
 	if node != nil {
 		node.mu.Lock()
-		if node.pf == pf && (pushed != nil || pf.base != nil) {
+		if node.pf == pf && (pushed != nil || pf.base != nil) && !pf.unlinked() {
 			node.pf = nil
-			if pushed != nil {
-				node.brief = briefOf(pf.cl, *pushed)
-			}
 		}
 		node.mu.Unlock()
 	}
@@ -377,30 +561,43 @@ func (pf *pendingFile) released() {
 	if staged == nil {
 		return
 	}
-	if pushed == nil && !gone && staged.Dirty() {
-		pf.leftover(staged, path.Join(pf.cl.Name, dir, name))
-		return
+	if !gone && staged.Dirty() {
+		if err := staged.Complete(context.Background()); catalog.Truncated(err) {
+			pf.tree.log.Warn("dropped an incomplete copy", "path", "/"+path.Join(pf.cl.Name, dir, name), "why", err)
+			gone = true
+		}
 	}
 	staged.Finish(!gone)
 }
 
-// leftover deals with bytes that no close has pushed: a whole image is pushed
-// now, a truncated one was refused and dropped, and what is neither is kept on
-// disk for the user to decide.
-func (pf *pendingFile) leftover(staged *catalog.Staged, name string) {
-	err := staged.Complete(context.Background())
-	switch {
-	case err == nil && staged.Failed() == nil:
-		pf.tree.work.Go(func() {
-			if _, err := staged.Commit(context.Background()); err != nil {
-				_ = pf.tree.fail("push", "/"+name, err)
-			}
-			staged.Finish(true)
-		})
-	case catalog.Truncated(err):
-		pf.tree.log.Warn("dropped an incomplete copy", "path", "/"+name, "why", err)
-		staged.Finish(false)
-	default:
-		staged.Finish(true)
+// pushLater sees to it that a push goes on whose waiter was interrupted, and
+// begins one for a whole image that no close has pushed. Until it has ended the
+// file stays in sight.
+func (pf *pendingFile) pushLater() bool {
+	pf.mu.Lock()
+	staged := pf.staged
+	skip := staged == nil || pf.handles > 0 || pf.gone || pf.late || pf.tried || pf.ref.IsZero()
+	pf.mu.Unlock()
+	if skip || !staged.Dirty() {
+		return false
 	}
+	if !staged.Pushing() && (staged.Failed() != nil || staged.Complete(context.Background()) != nil) {
+		return false
+	}
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	if pf.handles > 0 || pf.gone || pf.late {
+		return true
+	}
+	pf.late, pf.tried = true, true
+	pf.tree.work.Go(func() {
+		if _, err := staged.Commit(context.Background()); err != nil {
+			_ = pf.tree.fail("push", pf.path(), err)
+		}
+		pf.mu.Lock()
+		pf.late = false
+		pf.mu.Unlock()
+		pf.released()
+	})
+	return true
 }

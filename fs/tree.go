@@ -7,9 +7,8 @@
 // file.go (an image), sidecar.go, search.go. What is being written stands in
 // pending.go; errno.go is the only place where an error becomes an errno.
 //
-// Lock order: fileNode.mu, then pending.mu; neither is held over a call into
-// the catalog that may wait for the network, except that fileNode.mu guards
-// the opening of its own content.
+// Lock order: fileNode.mu, then pending.mu, then pendingFile.mu. None of them is
+// held over a call into the catalog that may wait for the network.
 package fs
 
 import (

@@ -3,17 +3,22 @@ package fs
 import (
 	"context"
 	"io"
+	"sync"
 	"syscall"
 
 	fusefs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/sregfs/sregfs/fs/catalog"
 )
 
 // writeHandle is an open file that is being written, or read meanwhile.
 type writeHandle struct {
-	pf   *pendingFile
-	n    *fileNode
-	name string
+	pf *pendingFile
+	n  *fileNode
+
+	mu   sync.Mutex
+	base *catalog.Content // what is read before the first change; nil until then
 }
 
 var (
@@ -26,39 +31,51 @@ var (
 )
 
 func (h *writeHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	h.pf.mu.Lock()
-	if h.pf.staged == nil && h.pf.base == nil {
-		h.pf.mu.Unlock()
-		return fuse.ReadResultData(nil), 0
-	}
-	err := h.pf.stage(ctx, false)
-	staged := h.pf.staged
-	h.pf.mu.Unlock()
-	if err != nil {
-		return nil, h.n.tree.fail("read", h.n.path(), err)
-	}
-	n, err := staged.ReadAt(dest, off)
+	n, err := h.readAt(ctx, dest, off)
 	if err != nil && err != io.EOF {
 		return nil, h.n.tree.fail("read", h.n.path(), err)
 	}
 	return fuse.ReadResultData(dest[:n]), 0
 }
 
-func (h *writeHandle) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+// readAt reads what was written, and what was there before while nothing was:
+// a loop device opens for writing what it will only read.
+func (h *writeHandle) readAt(ctx context.Context, dest []byte, off int64) (int, error) {
 	h.pf.mu.Lock()
-	err := h.pf.stage(ctx, false)
-	staged := h.pf.staged
+	staged, base := h.pf.staged, h.pf.base
 	h.pf.mu.Unlock()
+	if staged != nil {
+		return staged.ReadAt(dest, off)
+	}
+	if base == nil {
+		return 0, io.EOF
+	}
+	h.mu.Lock()
+	content := h.base
+	if content == nil {
+		var err error
+		if content, err = h.pf.cl.Open(ctx, *base); err != nil {
+			h.mu.Unlock()
+			return 0, err
+		}
+		h.base = content
+	}
+	h.mu.Unlock()
+	return content.ReadAt(ctx, dest, off)
+}
+
+func (h *writeHandle) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	staged, err := h.pf.stage(ctx, false)
 	if err != nil {
 		return 0, h.n.tree.fail("write", h.n.path(), err)
+	}
+	n, err := staged.Write(ctx, data, off)
+	if err != nil {
+		return uint32(n), h.n.tree.fail("write", h.n.path(), err)
 	}
 	h.pf.mu.Lock()
 	h.pf.refused = false
 	h.pf.mu.Unlock()
-	n, err := staged.WriteAt(data, off)
-	if err != nil {
-		return uint32(n), h.n.tree.fail("write", h.n.path(), err)
-	}
 	return uint32(n), 0
 }
 
@@ -94,9 +111,11 @@ func (h *writeHandle) Fsync(ctx context.Context, flags uint32) syscall.Errno {
 }
 
 func (h *writeHandle) Release(ctx context.Context) syscall.Errno {
-	h.pf.mu.Lock()
-	h.pf.handles--
-	h.pf.mu.Unlock()
-	h.pf.released()
+	h.pf.letGo()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.base != nil {
+		return h.n.tree.fail("close", h.n.path(), h.base.Close())
+	}
 	return 0
 }

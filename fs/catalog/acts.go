@@ -183,3 +183,7 @@ func (cl *Client) RemoveCollection(ctx context.Context, dir string) error {
 	}
 	return cl.cat.opts.Index.RemoveCollection(ctx, cl.Name, name)
 }
+
+// FoldsCase reports whether the store takes names that differ only by case for
+// one.
+func (cl *Client) FoldsCase() bool { return cl.fold }

@@ -260,6 +260,47 @@ func (s *Staged) fly(ctx context.Context, f *flight) {
 	}
 }
 
+// Pushed is the image that the last commit made, false when something was
+// written since or nothing was pushed.
+func (s *Staged) Pushed() (backends.Image, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pushed == nil || s.dirty {
+		return backends.Image{}, false
+	}
+	return *s.pushed, true
+}
+
+// Renamed follows the remote's renaming of the image that the file replaces or
+// has become: the next commit goes to the new name.
+func (s *Staged) Renamed(ctx context.Context, img backends.Image) error {
+	if err := s.settle(ctx); err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	s.to = img.Ref.Latest()
+	if s.pushed != nil {
+		s.pushed = &img
+	}
+	s.stopAhead()
+	return s.journalName()
+}
+
+// journalName writes down where the file is to go.
+func (s *Staged) journalName() error {
+	to := s.to
+	return s.file.Update(func(m *staging.Meta) { m.Collection, m.Name, m.Tag = to.Collection, to.Name, to.Tag })
+}
+
+// Settle returns when no commit is under way.
+func (s *Staged) Settle(ctx context.Context) error {
+	err := s.settle(ctx)
+	if err == nil {
+		s.mu.Unlock()
+	}
+	return err
+}
+
 // Pushing reports whether a commit is under way.
 func (s *Staged) Pushing() bool {
 	s.mu.Lock()
@@ -294,11 +335,11 @@ func (s *Staged) CommitAs(ctx context.Context, to backends.Ref) (backends.Image,
 		}
 		s.to = to
 		s.stopAhead()
+		err := s.journalName()
 		s.mu.Unlock()
-	}
-	err := s.file.Update(func(m *staging.Meta) { m.Collection, m.Name, m.Tag = to.Collection, to.Name, to.Tag })
-	if err != nil {
-		return backends.Image{}, err
+		if err != nil {
+			return backends.Image{}, err
+		}
 	}
 	return s.Commit(ctx)
 }
@@ -307,7 +348,7 @@ func (s *Staged) CommitAs(ctx context.Context, to backends.Ref) (backends.Image,
 // the cache. What nobody pushed stays on disk for the next mount if keep says
 // so, unless nothing was written or all of it was taken away again.
 func (s *Staged) Finish(keep bool) {
-	_ = s.settle(context.Background()) // a push that is under way reads the file
+	_ = s.settle(context.Background()) // a push that is under way reads the file; leaves s.mu locked
 	pushed, dirty := s.pushed, s.dirty
 	s.stopAhead()
 	s.mu.Unlock()
