@@ -188,8 +188,9 @@ func (cl *Client) Attributes(ctx context.Context, img backends.Image) (json.RawM
 	if err != nil {
 		return nil, err
 	}
-	if err := x.SetAttributes(ctx, key, data, image.Labels(attrs)); err != nil {
-		return nil, err
+	if err := x.SetAttributes(ctx, key, data, image.Labels(attrs)); err != nil && ctx.Err() == nil {
+		// They are known all the same; a full disk costs asking again.
+		cl.log.Warn("cannot note an image's attributes", "image", img.Ref.String(), "error", err)
 	}
 	return data, nil
 }
