@@ -16,7 +16,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sregfs/sregfs/cache"
+	"github.com/sregfs/sregfs/cache/staging"
 	"github.com/sregfs/sregfs/fs"
+	"github.com/sregfs/sregfs/fs/catalog"
 	"github.com/sregfs/sregfs/fs/control"
 )
 
@@ -80,7 +83,7 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 		}
 		defer metrics.Close()
 	}
-	cat, aliases, done, err := e.openCatalog(ctx, true, c.ReadOnly)
+	cat, aliases, done, err := e.openFreeCatalog(ctx, c.ReadOnly)
 	if err != nil {
 		return err
 	}
@@ -129,6 +132,26 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 	go unmountOnSignal(tree, c.Dir, e)
 	tree.Wait()
 	return nil
+}
+
+// openFreeCatalog is openCatalog with bytes. A cache that is held by a process
+// that is just ending, an earlier mount or a command, is waited for.
+func (e *environment) openFreeCatalog(ctx context.Context, readOnly bool) (*catalog.Catalog, map[string]string, closer, error) {
+	const attempts, pause = 100, 50 * time.Millisecond
+	for i := 1; ; i++ {
+		cat, aliases, done, err := e.openCatalog(ctx, true, readOnly)
+		if i == attempts || !errors.Is(err, cache.ErrLocked) && !errors.Is(err, staging.ErrLocked) {
+			return cat, aliases, done, err
+		}
+		if _, down := control.Dial(ctx, e.cacheDir()); down == nil {
+			return nil, nil, nil, err // it is there to stay
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
 }
 
 // unmountOnSignal unmounts when the program is told to stop. A mount that is

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -180,7 +181,11 @@ func (c *unmountCmd) Run(ctx context.Context, e *environment) error {
 		return fmt.Errorf("%s is not a mount of sregfs", c.Dir)
 	}
 	if uid := os.Geteuid(); uid != 0 && m.user != strconv.Itoa(uid) {
-		return fmt.Errorf("the user with the number %s has mounted %s; they or root can unmount it", m.user, c.Dir)
+		who := "the user with the number " + m.user
+		if u, err := user.LookupId(m.user); err == nil {
+			who = u.Username
+		}
+		return fmt.Errorf("%s was mounted by %s; only they and root can unmount it", c.Dir, who)
 	}
 	if c.Lazy {
 		return detach(c.Dir)
