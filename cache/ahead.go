@@ -1,5 +1,10 @@
 package cache
 
+import (
+	"math/bits"
+	"time"
+)
+
 const (
 	// maxStreams is how many sequential readers one handle is watched for.
 	maxStreams = 8
@@ -11,6 +16,13 @@ const (
 	// bulkShare: when one part in so many was asked for, the rest is fetched;
 	// denseShare is the same for a reader who uses most of what is guessed.
 	bulkShare, denseShare = 3, 8
+	// One part in scatteredShare has to have been asked for, at scatteredParts
+	// of 64 parts of an object, for its reader to count as one who reads all
+	// over it, and one part in waitedShare of the time that the rest takes has
+	// to have been waited.
+	scatteredShare = 10
+	scatteredParts = 48
+	waitedShare    = 2
 )
 
 // streams finds the sequential readers in one handle's reads.
@@ -77,7 +89,7 @@ func (o *Object) note(off, n int64) {
 		l.mu.Lock()
 		for b := first; b < end; b++ {
 			if l.asked.set(b) {
-				l.trace.add(b)
+				l.trace.add(b, l.blocks)
 				l.guess.used(b)
 			}
 		}
@@ -137,8 +149,21 @@ func (l *live) bulkOn() {
 	if l.guess.good() {
 		share = denseShare
 	}
-	if l.trace.count*share >= l.blocks && l.blocks > 1 {
+	if l.trace.count*share >= l.blocks && l.blocks > 1 || l.scattered() {
 		l.pump.bulk = true
 		l.pumpOn()
 	}
+}
+
+// scattered reports whether the object is read in pieces all over it, in a way
+// that by now has cost as much time as a good part of fetching the rest would.
+// A program that is started reads in pieces too, but hardly all over its image.
+// The caller holds l.mu.
+func (l *live) scattered() bool {
+	if l.trace.count*scatteredShare < l.blocks || bits.OnesCount64(l.trace.spread) < scatteredParts {
+		return false
+	}
+	rest := float64(l.blocks-l.present) * blockSize
+	waited := time.Duration(l.waited.Load()).Seconds()
+	return waited*l.link.capacity()*waitedShare >= rest
 }

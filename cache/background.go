@@ -16,10 +16,11 @@ const (
 	prefetchBatch = 64
 	prefetchGap   = 64 << 10 / blockSize
 	// minChunk and maxChunk bound a read-ahead request, maxStretch one of
-	// those that fetch all the rest.
+	// those that fetch all the rest: what readers ask for in the midst of one
+	// comes twice. Over a long fat link it is longer.
 	minChunk   = 256 << 10
 	maxChunk   = 8 << 20
-	maxStretch = 64 << 20
+	maxStretch = 8 << 20
 	// pauseAfterError is how long background work rests after it failed.
 	pauseAfterError = 5 * time.Second
 	// buffered is how long what a sender has sent may lie in sockets.
@@ -198,7 +199,8 @@ func (l *live) chunk() int {
 func (l *live) stretch() int {
 	slots := max(l.pump.width.n, 4)
 	share := (l.blocks - l.present + slots - 1) / slots
-	return min(max(share, minChunk*4/blockSize), maxStretch/blockSize)
+	most := max(maxStretch, 2*l.link.product())
+	return min(max(share, minChunk*4/blockSize), int(most/blockSize))
 }
 
 // runBackground does one background transfer in the slot that it was given.

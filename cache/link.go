@@ -5,12 +5,16 @@ import (
 	"time"
 )
 
+// fastLink is what a guess at a link's rate is taken seriously up to: 1 Gbit/s.
+const fastLink = 125e6
+
 // link is what is known of the way to the store: how long it takes to answer
 // and how fast it delivers.
 type link struct {
 	mu    sync.Mutex
 	rtt   time.Duration // least time to the first block
 	rate  float64       // bytes a second, all transfers together
+	burst float64       // bytes a second within a body, behind its first block
 	since time.Time
 	bytes int64
 }
@@ -21,6 +25,13 @@ func (k *link) saw(first bool, wait time.Duration, n int, now time.Time) {
 	defer k.mu.Unlock()
 	if first && (k.rtt == 0 || wait < k.rtt) {
 		k.rtt = wait
+	}
+	if !first && wait > 0 {
+		now := float64(n) / max(wait, time.Millisecond/8).Seconds()
+		if k.burst == 0 {
+			k.burst = now
+		}
+		k.burst += (min(now, 4*k.burst) - k.burst) / 8
 	}
 	const sample = 50 * time.Millisecond
 	switch d := now.Sub(k.since); {
@@ -44,6 +55,14 @@ func (k *link) speed() float64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.rate
+}
+
+// capacity is the rate in bytes a second that the link may have, though nobody
+// has used it so far; at most fastLink. 0 while nothing is known.
+func (k *link) capacity() float64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return max(k.rate, min(k.burst, fastLink))
 }
 
 // product is the bandwidth-delay product in bytes.

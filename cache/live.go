@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // live is the state of an object while it is open or being worked on. All
@@ -38,6 +39,7 @@ type live struct {
 	crc []atomic.Uint32
 
 	hits       atomic.Int64
+	waited     atomic.Int64 // how long readers waited for transfers, in nanoseconds
 	file       atomic.Pointer[dataFile]
 	pinnedFile bool        // guarded by fdTable.mu
 	shut       atomic.Bool // unloaded, or the cache is closed
@@ -273,8 +275,10 @@ func (o *Object) read(ctx context.Context, p []byte, off int64) error {
 		}
 		if w.done != nil {
 			missed = true
+			began := time.Now()
 			select {
 			case <-w.done:
+				l.waited.Add(int64(time.Since(began)))
 			case <-ctx.Done():
 				l.leave(w)
 				return context.Cause(ctx)

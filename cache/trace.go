@@ -3,6 +3,7 @@ package cache
 // trace is the order in which blocks were first asked for.
 type trace struct {
 	count  int
+	spread uint64 // which of 64 equal parts of the object were touched
 	ranges []want
 }
 
@@ -10,8 +11,9 @@ type trace struct {
 // next start; what comes later is dropped.
 const maxTrace = 1024
 
-func (t *trace) add(b int) {
+func (t *trace) add(b, blocks int) {
 	t.count++
+	t.spread |= 1 << (int64(b) * 64 / int64(blocks))
 	for i := len(t.ranges) - 1; i >= 0 && i >= len(t.ranges)-16; i-- {
 		r := &t.ranges[i]
 		switch b {
