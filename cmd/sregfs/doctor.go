@@ -178,7 +178,36 @@ func checkDatabase(ctx context.Context, e *environment) finding {
 	if err != nil {
 		return finding{"database", err.Error(), "move " + filepath.Base(path) + " aside; a new one is made", true}
 	}
-	return finding{name: "database", state: fmt.Sprintf("%s, %d records", path, len(records))}
+	if err := mayWrite(path); err != nil {
+		return finding{"database", err.Error(), "make the file and its folder writable, or set SREGISTRY_DATABASE to another place", true}
+	}
+	state := path + ", 1 record"
+	if len(records) != 1 {
+		state = fmt.Sprintf("%s, %d records", path, len(records))
+	}
+	return finding{name: "database", state: state}
+}
+
+// mayWrite says why a file cannot be written, or not be made. It makes nothing.
+func mayWrite(path string) error {
+	// SQLite keeps its journal beside the file, in a folder that is made if it
+	// is absent.
+	for _, p := range []string{path, filepath.Dir(path)} {
+		for {
+			_, err := os.Lstat(p)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, os.ErrNotExist) || p == filepath.Dir(p) {
+				return err
+			}
+			p = filepath.Dir(p)
+		}
+		if err := unix.Access(p, unix.W_OK); err != nil {
+			return fmt.Errorf("records cannot be kept in %s: %s: %w", path, p, err)
+		}
+	}
+	return nil
 }
 
 // clockSkew is how wrong a clock may be before signed requests and tokens
