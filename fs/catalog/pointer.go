@@ -14,6 +14,13 @@ func (cl *Client) Recorder() bool {
 	return ok && !cl.cat.opts.ReadOnly
 }
 
+// noPointer is a record that leads nowhere: of the kind ErrInvalidName, as any
+// other content that cannot stand under a name, but not of its words.
+type noPointer struct{}
+
+func (noPointer) Error() string { return "this does not say where the image is" }
+func (noPointer) Unwrap() error { return backends.ErrInvalidName }
+
 // AddRecord notes an image that lies at the url which the JSON object data
 // holds: the seeds' add without a file. The other members of data, or those of
 // its "metrics", become the record's metrics.
@@ -31,11 +38,11 @@ func (cl *Client) AddRecord(ctx context.Context, ref backends.Ref, data []byte) 
 		Metrics map[string]any `json:"metrics"`
 	}
 	if err := json.Unmarshal(data, &given); err != nil {
-		return bad(backends.ErrInvalidName)
+		return bad(noPointer{})
 	}
 	u, err := url.Parse(given.URL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return bad(backends.ErrInvalidName)
+		return bad(noPointer{})
 	}
 	img, err := r.Record(ctx, ref, given.URL)
 	if err != nil {
