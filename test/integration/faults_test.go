@@ -5,13 +5,18 @@ package integration
 import (
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/oauth2"
+
 	"github.com/sregfs/sregfs/backends/dropbox/dropboxtest"
 	"github.com/sregfs/sregfs/backends/gdrive/gdrivetest"
+	"github.com/sregfs/sregfs/backends/login"
+	"github.com/sregfs/sregfs/backends/secrets"
 	"github.com/sregfs/sregfs/image/imagetest"
 )
 
@@ -512,4 +517,43 @@ func TestTakenAwayWhileOpen(t *testing.T) {
 			d.unmount()
 		}
 	})
+}
+
+// TestLoginExpires: with a login whose tokens are good for two seconds, reads
+// and pushes that take longer go through, and the refresh token stays where it
+// was put.
+func TestLoginExpires(t *testing.T) {
+	s := dropboxtest.New(dropboxtest.Options{LongpollMax: time.Second, TokenTTL: 2 * time.Second})
+	t.Cleanup(s.Close)
+	a := dropboxAt(s)
+	image := bigImage(t, 1)
+	a.put(t, "pusheen/a:1", image)
+	m := newMachine(t, "SREGISTRY_DROPBOX_BASE="+s.URL, "SREGISTRY_DROPBOX_APP_KEY="+s.AppKey())
+	file, err := secrets.Open(filepath.Join(m.home, ".sregistry"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	refresh := s.IssueRefreshToken()
+	if err := login.Save(file, "dropbox", &oauth2.Token{AccessToken: "expired", RefreshToken: refresh, Expiry: time.Now().Add(-time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	d := m.mount("--client=dropbox")
+	s.SetLink(0, 6<<20)
+	d.run("cmp %s dropbox/pusheen/a:1.simg && cp %[1]s dropbox/pusheen/a:2.simg", image)
+	a.mustHold(t, "pusheen/a:2", image)
+	// The library renews a token ten seconds before its end: one that lives for
+	// two is renewed for each request, and no oftener.
+	all := int64(0)
+	for _, c := range s.Counts() {
+		all += c.Requests
+	}
+	if n := s.Count("oauth2/token").Requests; n < 2 || n > (all+1)/2 {
+		t.Errorf("%d of %d requests were for tokens", n, all)
+	}
+	out := d.run("%s status --json; getfattr -d -m - dropbox/pusheen/a:1.simg; cat dropbox/pusheen/a:1.json", program)
+	for what, text := range map[string]string{"the log": d.log.String(), "what commands print": out} {
+		if strings.Contains(text, refresh) {
+			t.Errorf("the refresh token is in %s", what)
+		}
+	}
 }
