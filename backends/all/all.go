@@ -5,6 +5,7 @@ package all
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -17,7 +18,7 @@ import (
 
 // Clients returns every client the program knows, in the order in which they
 // are shown, and one more for each configured registry (name → URL). A name
-// that is taken is an error.
+// that is taken, or cannot be a directory's and a variable's part, is an error.
 func Clients(registries map[string]string) ([]backends.Client, error) {
 	list := []backends.Client{
 		local.Client,
@@ -27,10 +28,16 @@ func Clients(registries map[string]string) ([]backends.Client, error) {
 		oci.Nvidia,
 	}
 	for _, name := range slices.Sorted(maps.Keys(registries)) {
+		if !registryName.MatchString(name) {
+			return nil, fmt.Errorf("a registry cannot be named %q: take lower-case letters, digits and hyphens", name)
+		}
 		list = append(list, oci.Registry(name, registries[name]))
 	}
 	return list, unique(list)
 }
+
+// registryName is what look-ups, which fold case and take "_" for "-", can find.
+var registryName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
 
 // unique refuses two clients that answer to one name.
 func unique(list []backends.Client) error {

@@ -48,3 +48,18 @@ func TestUnique(t *testing.T) {
 		}
 	}
 }
+
+func TestRegistryNames(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"lab": true, "lab-2": true, "registry.example": true, "7": true,
+		"": false, "Lab": false, "a/b": false, "..": false, ".hidden": false, "my_lab": false, "a b": false, "lab-": false,
+	} {
+		list, err := Clients(map[string]string{name: "https://registry.example.org"})
+		if (err == nil) != ok {
+			t.Errorf("Clients with a registry %q: %v, want one that is fine: %v", name, err, ok)
+		}
+		if _, found := Lookup(list, name); ok && !found {
+			t.Errorf("the registry %q is not found by its name", name)
+		}
+	}
+}
