@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -169,7 +170,7 @@ func (c *Catalog) Resolve(ctx context.Context, uri, preferred string) (*Client, 
 			names[i] = cl.Name + "://" + ref.String()
 		}
 		return nil, img, &backends.Error{Op: "find", Ref: ref,
-			Err:  fmt.Errorf("several clients have it: %v", names),
+			Err:  fmt.Errorf("several clients have it: %s", strings.Join(names, ", ")),
 			Hint: "name the client, or set SREGISTRY_CLIENT"}
 	case firstErr != nil:
 		return nil, img, firstErr
@@ -183,7 +184,7 @@ func (c *Catalog) unknownClient(name string) error {
 		names[i] = cl.Name
 	}
 	return &backends.Error{Op: "find", Client: name,
-		Err:  fmt.Errorf("no such client, or it is not set up (there are %v)", names),
+		Err:  fmt.Errorf("no such client, or it is not set up (there are %s)", strings.Join(names, ", ")),
 		Hint: `"sregfs clients" says what each one lacks`}
 }
 
