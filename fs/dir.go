@@ -34,6 +34,7 @@ var (
 	_ fusefs.NodeUnlinker       = (*dirNode)(nil)
 	_ fusefs.NodeRenamer        = (*dirNode)(nil)
 	_ fusefs.NodeCreater        = (*dirNode)(nil)
+	_ fusefs.NodeFsyncer        = (*dirNode)(nil)
 	_ fusefs.NodeGetxattrer     = (*dirNode)(nil)
 )
 
@@ -61,6 +62,11 @@ func (n *dirNode) Getattr(ctx context.Context, f fusefs.FileHandle, out *fuse.At
 // Setattr accepts times and modes, which directories here do not keep.
 func (n *dirNode) Setattr(ctx context.Context, f fusefs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
 	n.attr(&out.Attr)
+	return 0
+}
+
+// Fsync has nothing to do: what was answered is on the remote.
+func (n *dirNode) Fsync(ctx context.Context, f fusefs.FileHandle, flags uint32) syscall.Errno {
 	return 0
 }
 
@@ -128,7 +134,10 @@ func (n *dirNode) lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 
 func (n *dirNode) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
 	defer n.acts.begin()()
-	if _, _, isImage := backends.ParseFile(name); isImage || temporary(name) || n.dir == "" && (name == searchDir || name == byIDDir) {
+	// A name that would be shown in another spelling is refused too: whoever
+	// made it would not find it.
+	canonical := backends.CollectionPath(backends.ParseCollection(name)) == name
+	if _, _, isImage := backends.ParseFile(name); isImage || !canonical || temporary(name) || n.dir == "" && (name == searchDir || name == byIDDir) {
 		return nil, n.tree.fail("make collection", n.path(name), &backends.Error{Op: "name", Err: backends.ErrInvalidName,
 			Hint: "a collection's name does not begin with a dot or end like an image's"})
 	}

@@ -31,9 +31,9 @@ func (p *pending) init() { p.m = map[string]map[string]*pendingFile{} }
 
 func dirKey(cl *catalog.Client, dir string) string { return path.Join(cl.Name, dir) }
 
-// leafKey is a file's name as the store tells names apart.
+// leafKey is a file's name as the store tells names of images apart.
 func leafKey(cl *catalog.Client, name string) string {
-	if cl.FoldsCase() {
+	if cl.FoldsCase() && backends.HasExtension(name) {
 		return strings.ToLower(name)
 	}
 	return name
@@ -60,7 +60,7 @@ func (p *pending) names(cl *catalog.Client, dir string) []string {
 	defer p.mu.Unlock()
 	var names []string
 	for _, pf := range p.m[dirKey(cl, dir)] {
-		if _, name := pf.place(); !pf.absent() {
+		if _, name := pf.place(); !pf.absent() && !pf.ended() {
 			names = append(names, name)
 		}
 	}
@@ -74,10 +74,14 @@ func (p *pending) any(cl *catalog.Client, dir string) bool {
 	return len(p.m[dirKey(cl, dir)]) > 0
 }
 
+// put shows a file where it stands, unless it was let go of meanwhile.
 func (p *pending) put(pf *pendingFile) {
-	dir, name := pf.place()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if pf.ended() {
+		return
+	}
+	dir, name := pf.place()
 	k := dirKey(pf.cl, dir)
 	if p.m[k] == nil {
 		p.m[k] = map[string]*pendingFile{}
@@ -340,7 +344,7 @@ func (pf *pendingFile) stand(dir, name string, ref backends.Ref) {
 func (pf *pendingFile) follow(ctx context.Context, dir string, img backends.Image) error {
 	pf.stand(dir, img.Ref.File(), img.Ref)
 	pf.mu.Lock()
-	staged := pf.staged
+	staged := pf.staged // nil when it was let go of meanwhile
 	pf.base = &img
 	if pf.pushed != nil {
 		pf.pushed = &img

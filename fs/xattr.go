@@ -272,8 +272,26 @@ func (n *fileNode) Setxattr(ctx context.Context, attr string, data []byte, flags
 		// describe the source and are this image's own business here.
 		return 0
 	}
+	if flags&(xattrCreate|xattrReplace) != 0 {
+		own, err := n.userXattrs(ctx)
+		if err != nil {
+			return n.tree.fail("set attribute of", n.path(), err)
+		}
+		switch _, there := own[attr]; {
+		case there && flags&xattrCreate != 0:
+			return syscall.EEXIST
+		case !there && flags&xattrReplace != 0:
+			return syscall.ENODATA
+		}
+	}
 	return n.setUserXattr(ctx, attr, slices.Clone(data))
 }
+
+// Flags of setxattr(2).
+const (
+	xattrCreate  = 1 // XATTR_CREATE
+	xattrReplace = 2 // XATTR_REPLACE
+)
 
 func isYes(s string) bool {
 	switch strings.ToLower(strings.TrimSpace(s)) {

@@ -152,11 +152,13 @@ func (cl *Client) MakeCollection(ctx context.Context, dir string) error {
 
 // RemoveCollection deletes an empty collection by its directory in the tree.
 func (cl *Client) RemoveCollection(ctx context.Context, dir string) error {
-	name, _, ok, err := cl.cat.opts.Index.HasCollection(ctx, cl.Name, dir, cl.fold)
+	name, actual, ok, err := cl.cat.opts.Index.HasCollection(ctx, cl.Name, dir, cl.fold)
 	if err != nil {
 		return err
 	}
-	if !ok {
+	if ok {
+		dir = actual
+	} else {
 		name = backends.ParseCollection(dir)
 	}
 	fail := func(err error) error {

@@ -283,7 +283,10 @@ func (s *Staged) Renamed(ctx context.Context, img backends.Image) error {
 		s.pushed = &img
 	}
 	s.stopAhead()
-	return s.journalName()
+	if err := s.journalName(); !errors.Is(err, staging.ErrClosed) {
+		return err
+	}
+	return nil // it has ended, and goes nowhere any more
 }
 
 // journalName writes down where the file is to go.
