@@ -109,7 +109,7 @@ func (t *Tree) forgetAll(d *fusefs.Inode) {
 func (t *Tree) drop(d *fusefs.Inode, names []string) {
 	dir, ok := d.Operations().(*dirNode)
 	for i, name := range names {
-		if ok && dir.acts.busy() != nil {
+		if ok && !dir.acts.calm() {
 			// Other directories need not wait for this one.
 			t.work.Go(func() { t.dropLater(d, dir, names[i:]) })
 			return
@@ -120,12 +120,8 @@ func (t *Tree) drop(d *fusefs.Inode, names []string) {
 
 func (t *Tree) dropLater(d *fusefs.Inode, dir *dirNode, names []string) {
 	for _, name := range names {
-		for idle := dir.acts.busy(); idle != nil; idle = dir.acts.busy() {
-			select {
-			case <-idle:
-			case <-t.quit:
-				return
-			}
+		if !dir.acts.waitCalm(t.quit) {
+			return
 		}
 		d.NotifyEntry(name)
 	}
