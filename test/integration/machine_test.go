@@ -177,8 +177,14 @@ func (d *mounted) kill() {
 	if err := d.cmd.Process.Kill(); err != nil {
 		d.t.Fatal(err)
 	}
-	err := <-d.end
-	d.end <- err
+	select {
+	case err := <-d.end:
+		d.end <- err
+	case <-time.After(30 * time.Second):
+		// It waits in the kernel for itself; nothing else ends that.
+		_ = syscall.Unmount(d.dir, syscall.MNT_FORCE)
+		d.t.Fatal("the killed daemon did not die")
+	}
 }
 
 // unmount ends the daemon in the ordinary way and waits for it.
