@@ -47,6 +47,7 @@ func (cl *Client) Remove(ctx context.Context, img backends.Image) error {
 		if err := r.Remove(ctx, img); err != nil && !isNotExist(err) {
 			return err
 		}
+		cl.acted(img, true)
 		diff, err := cl.cat.opts.Index.RemoveImage(ctx, cl.Name, img)
 		cl.state.changed(diff, err)
 		if err != nil {
@@ -87,6 +88,8 @@ func (cl *Client) Rename(ctx context.Context, img backends.Image, to backends.Re
 	if err != nil {
 		return backends.Image{}, err
 	}
+	cl.acted(img, true)
+	cl.acted(moved, false)
 	x := cl.cat.opts.Index
 	replaced, err := cl.namesakes(ctx, moved)
 	if err != nil {

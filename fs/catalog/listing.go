@@ -33,7 +33,8 @@ type listingState struct {
 	used                  time.Time
 	wake                  chan struct{} // asks follow to try now
 	subscribers           []func(index.Diff)
-	cursor                string // of the feed, when the program began
+	own                   map[backends.Ref]ownAct // the last acts of this program
+	cursor                string                  // of the feed, when the program began
 }
 
 func (s *listingState) init() {
@@ -244,8 +245,10 @@ func (cl *Client) follow(ctx context.Context) {
 		}
 		if err == nil && (len(changes.List) > 0 || changes.Cursor != cursor) {
 			var diff index.Diff
-			diff, err = cl.cat.opts.Index.Apply(ctx, cl.Name, changes.List, changes.Cursor)
+			list := cl.checked(ctx, changes.List)
+			diff, err = cl.cat.opts.Index.Apply(ctx, cl.Name, list, changes.Cursor)
 			cl.state.changed(diff, err)
+			cl.checked(ctx, list) // what was done meanwhile
 		}
 		if err != nil {
 			cl.state.setLive(false)

@@ -224,6 +224,7 @@ func (cl *Client) pushed(ctx context.Context, s *Staged, img backends.Image, c b
 	if attrs, ok, err := x.Attributes(ctx, backends.SHA256+":"+c.SHA256); err == nil && ok {
 		_ = x.SetAttributes(ctx, key, attrs, c.Labels)
 	}
+	cl.acted(img, false)
 	cl.remember(img)
 	if !c.Modified.IsZero() {
 		_ = cl.SetModified(ctx, img, c.Modified)
