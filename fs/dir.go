@@ -17,6 +17,7 @@ import (
 // dirNode is a client's directory, where dir is empty, or a collection.
 type dirNode struct {
 	fusefs.Inode
+	noXattrs
 	tree *Tree
 	cl   *catalog.Client
 	dir  string // its path below the client, in the tree's names
@@ -36,6 +37,8 @@ var (
 	_ fusefs.NodeCreater        = (*dirNode)(nil)
 	_ fusefs.NodeFsyncer        = (*dirNode)(nil)
 	_ fusefs.NodeGetxattrer     = (*dirNode)(nil)
+	_ fusefs.NodeSetxattrer     = (*dirNode)(nil)
+	_ fusefs.NodeRemovexattrer  = (*dirNode)(nil)
 )
 
 func (t *Tree) newDir(ctx context.Context, parent *fusefs.Inode, cl *catalog.Client, dir string, out *fuse.EntryOut) *fusefs.Inode {
@@ -68,10 +71,6 @@ func (n *dirNode) Setattr(ctx context.Context, f fusefs.FileHandle, in *fuse.Set
 // Fsync has nothing to do: what was answered is on the remote.
 func (n *dirNode) Fsync(ctx context.Context, f fusefs.FileHandle, flags uint32) syscall.Errno {
 	return 0
-}
-
-func (n *dirNode) Getxattr(ctx context.Context, attr string, dest []byte) (uint32, syscall.Errno) {
-	return 0, unknownXattr(attr)
 }
 
 func (n *dirNode) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {

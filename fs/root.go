@@ -17,6 +17,7 @@ const byIDDir = ".by-id"
 // rootNode is the mount point: one directory for each client.
 type rootNode struct {
 	fusefs.Inode
+	noXattrs
 	tree *Tree
 }
 

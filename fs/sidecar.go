@@ -19,6 +19,7 @@ import (
 // not listed, so that copying a folder copies images alone.
 type sidecarNode struct {
 	fusefs.Inode
+	noXattrs
 	tree *Tree
 	cl   *catalog.Client
 	img  backends.Image
@@ -127,6 +128,7 @@ const maxSidecar = 1 << 20
 // URL, for clients that can keep such a thing.
 type newRecordNode struct {
 	fusefs.Inode
+	noXattrs
 	tree *Tree
 	cl   *catalog.Client
 	ref  backends.Ref

@@ -34,6 +34,22 @@ func unknownXattr(attr string) syscall.Errno {
 	return syscall.ENODATA
 }
 
+// noXattrs is for nodes without attributes. Without it go-fuse answers ENODATA
+// when one is set, which mv and cp, who try to copy an ACL, call an error.
+type noXattrs struct{}
+
+func (noXattrs) Getxattr(ctx context.Context, attr string, dest []byte) (uint32, syscall.Errno) {
+	return 0, unknownXattr(attr)
+}
+
+func (noXattrs) Setxattr(ctx context.Context, attr string, data []byte, flags uint32) syscall.Errno {
+	return syscall.ENOTSUP
+}
+
+func (noXattrs) Removexattr(ctx context.Context, attr string) syscall.Errno {
+	return unknownXattr(attr)
+}
+
 // put answers a getxattr or listxattr: the size when dest is too small for it.
 func put(dest, value []byte) (uint32, syscall.Errno) {
 	if len(dest) < len(value) {

@@ -168,6 +168,11 @@ func TestInspect(t *testing.T) {
 		}
 		d.fails("No such attribute", "getfattr -n user.sregistry.nonsense %s.simg", at)
 		d.fails("Operation not supported", "setfacl -m u:1:r %s.simg", at)
+		// mv and cp -p try this on the folders that they make.
+		for _, dir := range []string{".", a.client, a.client + "/pusheen", at + ".json"} {
+			d.fails("Operation not supported", "setfacl -m u:1:r %s", dir)
+			d.fails("Operation not supported", "setfattr -n user.note -v hello %s", dir)
+		}
 		d.run("setfattr -n user.note -v hello %s.simg", at)
 		d.want("hello", "getfattr --only-values -n user.note %s.simg", at)
 		d.run("setfattr -x user.note %s.simg", at)
