@@ -305,7 +305,7 @@ func TestResolve(t *testing.T) {
 		}
 	}
 	for uri, want := range map[string]string{
-		"pusheen/asaurus:red":         "one://pusheen/asaurus:red two://pusheen/asaurus:red",
+		"pusheen/asaurus:red":         "one://pusheen/asaurus:red, two://pusheen/asaurus:red",
 		"pusheen/asaurus:blue":        "does not exist",
 		"three://pusheen/asaurus:red": "no such client",
 		"pusheen//x":                  "not an image's name",
