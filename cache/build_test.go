@@ -143,6 +143,20 @@ func TestAdoptIntoAnOpenObject(t *testing.T) {
 	} else if fi, err := f.Stat(); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", fi.Mode(), err)
 	}
+	// What the kernel may be reading stays.
+	f, ok := o.File()
+	if err := os.WriteFile(path, src.data, 0o644); err != nil || !ok {
+		t.Fatal(err, ok)
+	}
+	if err := c.Adopt("k1", path, int64(len(src.data))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Stat(); err != nil {
+		t.Errorf("the file of an open object was taken away: %v", err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the staged file is still there: %v", err)
+	}
 	// A link is not adopted.
 	os.Symlink(path, path+"link")
 	if err := c.Adopt("k2", path+"link", 10); err == nil {

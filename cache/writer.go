@@ -230,6 +230,17 @@ func (c *Cache) install(key string, size int64, tmp string, f file, charged int6
 func (l *live) become(tmp string, crc []uint32, charged int64) error {
 	c := l.c
 	l.flushing.Lock()
+	l.mu.Lock()
+	complete := l.complete.Load()
+	l.seal.restart = l.seal.restart || !complete // so that it stays so meanwhile
+	l.mu.Unlock()
+	if complete {
+		// The kernel may be reading its file (Object.File), which holds the same
+		// bytes.
+		l.flushing.Unlock()
+		c.room.give(charged, false)
+		return c.disk.Remove(tmp)
+	}
 	err := c.disk.Rename(tmp, l.e.name+dataSuffix)
 	if err != nil {
 		l.flushing.Unlock()
