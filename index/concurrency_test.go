@@ -271,6 +271,12 @@ func TestChangeAfterComparing(t *testing.T) {
 	}
 	x, other := open(), open()
 	replace(t, x, []backends.Image{image("a/b:1", "1", "r1"), image("a/b:2", "2", "s1"), image("a/old:1", "5", "o1")})
+	// The search indexer writes too, and must not be taken for the listing.
+	for waiting := 1; waiting > 0 || len(x.writing) > 0; time.Sleep(time.Millisecond) {
+		if _, err := x.state.read.row(t.Context(), []any{&waiting}, `SELECT count(*) FROM search_queue`); err != nil {
+			t.Fatal(err)
+		}
+	}
 	listed := make(chan error)
 	_, err := other.change(t.Context(), "change", "dropbox", func(c *change) error {
 		for _, err := range []error{
