@@ -269,7 +269,8 @@ func (c *doctorCmd) checkClient(ctx context.Context, o opened) finding {
 	defer cancel()
 	name, err := a.Account(ctx)
 	if err != nil {
-		return finding{o.client.Name, err.Error(), backends.Hint(err), true}
+		hint := backends.Hint(err)
+		return finding{o.client.Name, strings.TrimSuffix(err.Error(), "; "+hint), hint, true}
 	}
 	f.state = "connected to " + name
 	return f

@@ -140,6 +140,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	env := &environment{settings: c.settings, stdout: stdout, stderr: stderr, log: newLogger(c.settings, stderr)}
+	slog.SetDefault(env.log) // for who has no other, libraries among them
 	return parsed.Run(env)
 }
 
