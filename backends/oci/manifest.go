@@ -211,7 +211,7 @@ func (s *Store) understand(ctx context.Context, repository string, m fetched) (*
 	}
 	f.manifest = *parsed
 	if len(f.manifest.Layers) > maxLayers {
-		return nil, fmt.Errorf("it has %d layers, %d are the most: %w", len(f.manifest.Layers), maxLayers, notSupported)
+		return nil, fmt.Errorf("it has %d layers, %d are the most: %w", len(f.manifest.Layers), maxLayers, errNotSupported)
 	}
 	for _, d := range f.manifest.Layers {
 		if d.Size < 0 {
@@ -287,7 +287,7 @@ func (s *Store) config(ctx context.Context, repository string, d v1.Descriptor) 
 		return nil, fmt.Errorf("%w: a configuration of %d bytes", backends.ErrCorrupt, d.Size)
 	}
 	if !digestName.MatchString(d.Digest.String()) {
-		return nil, fmt.Errorf("a configuration with a digest of an unknown kind: %w", notSupported)
+		return nil, fmt.Errorf("a configuration with a digest of an unknown kind: %w", errNotSupported)
 	}
 	raw := d.Data // may be embedded (OCI image specification, descriptor.md)
 	if len(raw) == 0 {

@@ -13,9 +13,9 @@ import (
 	"github.com/sregfs/sregfs/backends"
 )
 
-// notSupported is errors.ErrUnsupported with a word that reads well at the end
+// errNotSupported is errors.ErrUnsupported with a word that reads well at the end
 // of a sentence.
-var notSupported = fmt.Errorf("that is beyond this program: %w", errors.ErrUnsupported)
+var errNotSupported = fmt.Errorf("that is beyond this program: %w", errors.ErrUnsupported)
 
 // platform is what an image is wanted for.
 type platform struct{ os, arch, variant string }

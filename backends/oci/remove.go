@@ -75,13 +75,13 @@ func (w *Writer) removeTag(ctx context.Context, repository, tag string) error {
 	if !gone || err != nil {
 		// Whatever it was, the tag must not be left on the stand-in.
 		back := w.putManifest(context.WithoutCancel(ctx), repository, tag, string(old.mediaType), old.raw)
-		return errors.Join(cannotDelete, err, back)
+		return errors.Join(errCannotDelete, err, back)
 	}
 	return nil
 }
 
-// cannotDelete: the registry lets nothing be deleted.
-var cannotDelete = fmt.Errorf("the registry lets no tag be deleted: %w", errors.ErrUnsupported)
+// errCannotDelete: the registry lets nothing be deleted.
+var errCannotDelete = fmt.Errorf("the registry lets no tag be deleted: %w", errors.ErrUnsupported)
 
 // deleteReference deletes a tag or a manifest. gone is false, without an error,
 // where the registry does not take such a request.
@@ -108,11 +108,11 @@ func (w *Writer) canDelete(ctx context.Context, repository string) error {
 	}
 	switch gone, err := w.deleteReference(ctx, repository, digest); {
 	case errors.Is(err, iofs.ErrNotExist):
-		return cannotDelete // it keeps no manifest without a tag
+		return errCannotDelete // it keeps no manifest without a tag
 	case err != nil:
 		return err
 	case !gone:
-		return cannotDelete
+		return errCannotDelete
 	}
 	return nil
 }

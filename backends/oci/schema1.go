@@ -35,7 +35,7 @@ func (f *facts) readOld() error {
 		return fmt.Errorf("%w: the manifest %s cannot be parsed", backends.ErrCorrupt, f.digest)
 	}
 	if len(m.FSLayers) > maxLayers {
-		return fmt.Errorf("it has %d layers, %d are the most: %w", len(m.FSLayers), maxLayers, notSupported)
+		return fmt.Errorf("it has %d layers, %d are the most: %w", len(m.FSLayers), maxLayers, errNotSupported)
 	}
 	f.config = json.RawMessage("{}")
 	if len(m.History) > 0 && json.Valid([]byte(m.History[0].V1Compatibility)) {
