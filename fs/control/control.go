@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/sregfs/sregfs/fs/catalog"
@@ -72,23 +71,53 @@ type Server struct {
 	About Status
 }
 
+// socket is the path of the socket in dir in a form that fits into an address,
+// whose 108 bytes (unix(7)) a cache folder's path may well exceed: by way of an
+// open descriptor. The path holds until release.
+func socket(dir string) (path string, release func(), err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return "", nil, err
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), socketName), func() { d.Close() }, nil
+}
+
 // Listen opens the socket in dir for Serve, which closes it. A socket that a
 // dead daemon left is replaced: the caller holds the cache's lock.
 func Listen(ctx context.Context, dir string) (net.Listener, error) {
-	path := filepath.Join(dir, socketName)
+	path, release, err := socket(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the control socket: %w", err)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		release()
 		return nil, fmt.Errorf("replace the control socket: %w", err)
 	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
+		release()
 		return nil, fmt.Errorf("open the control socket: %w", err)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
+		err = errors.Join(err, l.Close())
+		release()
 		return nil, fmt.Errorf("close the control socket to others: %w", err)
 	}
-	return l, nil
+	return &listener{l, release}, nil
+}
+
+// listener removes its socket when it is closed, for which it still needs the
+// folder's descriptor.
+type listener struct {
+	net.Listener
+	release func()
+}
+
+// Close is net.Listener's. It is called once.
+func (l *listener) Close() error {
+	defer l.release()
+	return l.Listener.Close()
 }
 
 // Serve answers on l until ctx is done, and closes it.
@@ -184,16 +213,23 @@ var ErrNoDaemon = errors.New("no sregfs is mounted with this cache")
 
 // Dial finds the daemon of a cache directory. It fails with ErrNoDaemon.
 func Dial(ctx context.Context, dir string) (*Client, error) {
-	path := filepath.Join(dir, socketName)
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
+	dial := func(ctx context.Context) (net.Conn, error) {
+		path, release, err := socket(dir)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+	conn, err := dial(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%w (%s)", ErrNoDaemon, dir)
 	}
 	conn.Close()
 	return &Client{http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return d.DialContext(ctx, "unix", path)
+			return dial(ctx)
 		},
 	}}}, nil
 }
