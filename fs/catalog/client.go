@@ -29,7 +29,10 @@ type Client struct {
 	recordName string // in the seeds' database
 	log        *slog.Logger
 	fold       bool // the store ignores case
-	state      listingState
+	// tags: a tag is asked for singly and at little cost, so that what a
+	// listing lacks need not be missing.
+	tags  bool
+	state listingState
 }
 
 func newClient(c *Catalog, name string, store backends.Store) *Client {
@@ -40,6 +43,7 @@ func newClient(c *Catalog, name string, store backends.Store) *Client {
 	if f, ok := backends.As[backends.CaseFolder](store); ok {
 		cl.fold = f.FoldsCase()
 	}
+	_, cl.tags = backends.As[backends.Tagger](store)
 	cl.state.init()
 	return cl
 }
@@ -75,7 +79,7 @@ func (cl *Client) Lookup(ctx context.Context, dir string, ref backends.Ref) (bac
 		cl.state.touch()
 		return img, nil
 	}
-	if cl.state.fresh(cl.cat.opts.TTL) {
+	if !cl.tags && cl.state.fresh(cl.cat.opts.TTL) {
 		return backends.Image{}, backends.NotExist("look up", cl.Name, inDir(dir, ref))
 	}
 	return cl.ask(ctx, dir, ref)
