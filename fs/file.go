@@ -146,6 +146,12 @@ func (n *fileNode) renamed(dir, file string, img backends.Image) {
 
 // attr is called before the node is known to others, or with n.mu held.
 func (n *fileNode) attr(a *fuse.Attr, ino uint64) {
+	if n.pf != nil {
+		// Another node of the file may have been the one that pushed it.
+		if img := n.pf.outcome(); img != nil {
+			n.brief = briefOf(n.cl, *img)
+		}
+	}
 	if n.pf != nil && n.pf.attr(a) {
 		if n.pf.unlinked() {
 			a.Nlink = 0

@@ -227,6 +227,16 @@ func (pf *pendingFile) stored() bool {
 	return pf.base != nil || pf.pushed != nil
 }
 
+// outcome is what was pushed, once nothing more is written.
+func (pf *pendingFile) outcome() *backends.Image {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	if pf.staged != nil {
+		return nil
+	}
+	return pf.pushed
+}
+
 // settled returns when no push of the file is under way.
 func (pf *pendingFile) settled(ctx context.Context) error {
 	staged := pf.stagedFile()

@@ -2,9 +2,13 @@ package fs
 
 import (
 	"context"
+	"maps"
 	"path"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	fusefs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -30,7 +34,15 @@ type foundNode struct {
 	tree *Tree
 	cl   *catalog.Client
 	word string
+
+	mu     sync.Mutex
+	listed map[string]string // what the last listing showed, for the look-ups that follow it
+	at     time.Time         // of it
 }
+
+// listedFor is how long look-ups believe a listing: ls -l does one for each
+// name.
+const listedFor = time.Second
 
 // byIDNode is .by-id: symlinks to images by their remote id.
 type byIDNode struct {
@@ -135,19 +147,31 @@ func (n *foundNode) Readdir(ctx context.Context) (fusefs.DirStream, syscall.Errn
 	if err != nil {
 		return nil, n.tree.fail("search for", n.word, err)
 	}
+	n.mu.Lock()
+	n.listed, n.at = links, time.Now()
+	n.mu.Unlock()
 	list := selfAndParent()
-	for name := range links {
+	for _, name := range slices.Sorted(maps.Keys(links)) {
 		list = append(list, fuse.DirEntry{Name: name, Mode: fuse.S_IFLNK})
 	}
 	return fusefs.NewListDirStream(list), 0
 }
 
 func (n *foundNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
-	links, err := n.links(ctx)
-	if err != nil {
-		return nil, n.tree.fail("search for", n.word, err)
-	}
+	n.mu.Lock()
+	links, fresh := n.listed, time.Since(n.at) < listedFor
+	n.mu.Unlock()
 	target, ok := links[name]
+	if !ok || !fresh {
+		var err error
+		if links, err = n.links(ctx); err != nil {
+			return nil, n.tree.fail("search for", n.word, err)
+		}
+		target, ok = links[name]
+		n.mu.Lock()
+		n.listed, n.at = links, time.Now()
+		n.mu.Unlock()
+	}
 	if !ok {
 		return nil, syscall.ENOENT
 	}

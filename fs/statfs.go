@@ -33,7 +33,7 @@ type usageEntry struct {
 
 // get returns what is known of a client's usage, and asks in the background
 // when that is old. Only the very first question is waited for, a moment.
-func (u *usageCache) get(ctx context.Context, cl *catalog.Client) (backends.Usage, bool) {
+func (u *usageCache) get(ctx context.Context, t *Tree, cl *catalog.Client) (backends.Usage, bool) {
 	usager, ok := backends.As[backends.Usager](cl.Store)
 	if !ok {
 		return backends.Usage{}, false
@@ -49,9 +49,16 @@ func (u *usageCache) get(ctx context.Context, cl *catalog.Client) (backends.Usag
 	}
 	if e.done == nil && time.Since(e.asked) > usageFresh {
 		e.asked, e.done = time.Now(), make(chan struct{})
-		go func() {
+		t.work.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
+			go func() {
+				select {
+				case <-t.quit: // nobody will read the answer
+					cancel()
+				case <-ctx.Done():
+				}
+			}()
 			usage, err := usager.Usage(ctx)
 			u.mu.Lock()
 			defer u.mu.Unlock()
@@ -60,7 +67,7 @@ func (u *usageCache) get(ctx context.Context, cl *catalog.Client) (backends.Usag
 			}
 			close(e.done)
 			e.done = nil
-		}()
+		})
 	}
 	known, usage, done := e.known, e.usage, e.done
 	u.mu.Unlock()
@@ -85,7 +92,7 @@ func (t *Tree) statfs(ctx context.Context, clients []*catalog.Client, out *fuse.
 	const block = 4096
 	var total, used int64
 	for _, cl := range clients {
-		if u, ok := t.usage.get(ctx, cl); ok {
+		if u, ok := t.usage.get(ctx, t, cl); ok {
 			used += u.Used
 			if u.Total > 0 {
 				total += max(u.Total, u.Used)
@@ -96,7 +103,7 @@ func (t *Tree) statfs(ctx context.Context, clients []*catalog.Client, out *fuse.
 	}
 	out.Bsize, out.Frsize, out.NameLen = block, block, backends.MaxName
 	out.Blocks = uint64(total) / block
-	out.Bfree = uint64(total-used) / block
+	out.Bfree = uint64(max(total-used, 0)) / block
 	out.Bavail = out.Bfree
 	out.Files, out.Ffree = 1<<32, 1<<31
 }

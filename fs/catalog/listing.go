@@ -34,6 +34,7 @@ type listingState struct {
 	wake                  chan struct{} // asks follow to try now
 	subscribers           []func(index.Diff)
 	own                   map[backends.Ref]ownAct // the last acts of this program
+	order                 sync.Mutex              // held while a feed's changes are put into the index; before mu
 	cursor                string                  // of the feed, when the program began
 }
 
@@ -246,9 +247,15 @@ func (cl *Client) follow(ctx context.Context) {
 		if err == nil && (len(changes.List) > 0 || changes.Cursor != cursor) {
 			var diff index.Diff
 			list := cl.checked(ctx, changes.List)
+			cl.state.order.Lock()
+			if len(cl.doubtful(list)) > 0 { // of what was done since
+				cl.state.order.Unlock()
+				list = cl.checked(ctx, list)
+				cl.state.order.Lock()
+			}
 			diff, err = cl.cat.opts.Index.Apply(ctx, cl.Name, list, changes.Cursor)
+			cl.state.order.Unlock()
 			cl.state.changed(diff, err)
-			cl.checked(ctx, list) // what was done meanwhile
 		}
 		if err != nil {
 			cl.state.setLive(false)

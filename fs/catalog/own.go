@@ -25,9 +25,11 @@ const (
 )
 
 // acted notes that this program left img under its name or, with gone, took it
-// away.
+// away. It is called before that is put into the index.
 func (cl *Client) acted(img backends.Image, gone bool) {
 	s := &cl.state
+	s.order.Lock()
+	defer s.order.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.own == nil || len(s.own) >= ownMost {
@@ -39,24 +41,29 @@ func (cl *Client) acted(img backends.Image, gone bool) {
 // checked returns the changes without those that speak against what this
 // program did a moment ago. For them the store is asked what is true.
 func (cl *Client) checked(ctx context.Context, changes []backends.Change) []backends.Change {
-	doubtful := map[backends.Ref]ownAct{}
-	s := &cl.state
-	s.mu.Lock()
-	for ref, act := range s.own {
-		if time.Since(act.at) > ownKept {
-			delete(s.own, ref)
-		} else if slices.ContainsFunc(changes, func(c backends.Change) bool { return act.contradicts(ref, c) }) {
-			doubtful[ref] = act
-		}
-	}
-	s.mu.Unlock()
-	for ref, act := range doubtful {
+	for ref, act := range cl.doubtful(changes) {
 		if _, err := cl.ask(ctx, ref.Dir(), ref); err != nil && !isNotExist(err) {
 			continue // then what was told is the best that is known
 		}
 		changes = slices.DeleteFunc(slices.Clone(changes), func(c backends.Change) bool { return act.contradicts(ref, c) })
 	}
 	return changes
+}
+
+// doubtful are the acts that changes speak against.
+func (cl *Client) doubtful(changes []backends.Change) map[backends.Ref]ownAct {
+	acts := map[backends.Ref]ownAct{}
+	s := &cl.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ref, act := range s.own {
+		if time.Since(act.at) > ownKept {
+			delete(s.own, ref)
+		} else if slices.ContainsFunc(changes, func(c backends.Change) bool { return act.contradicts(ref, c) }) {
+			acts[ref] = act
+		}
+	}
+	return acts
 }
 
 // contradicts reports whether a change speaks against the act on ref.
