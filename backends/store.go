@@ -11,7 +11,10 @@ package backends
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"io"
 	"iter"
 	"os"
@@ -311,6 +314,24 @@ type Localer interface {
 	// or fails with ErrStale. It fails with errors.ErrUnsupported for an image
 	// of such a store that has no file. The caller closes it.
 	LocalFile(ctx context.Context, img Image) (*os.File, error)
+}
+
+// Placer is a store whose client may be pointed at one place today and at
+// another tomorrow: another account, folder or service.
+type Placer interface {
+	// Place tells such places apart. It is the same in every run with the same
+	// settings, asks nobody, and holds no secret.
+	Place() string
+}
+
+// Fingerprint makes a Place out of what tells places apart, secrets among
+// them: it cannot be turned back.
+func Fingerprint(parts ...string) string {
+	h := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s", len(p), p)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // CaseFolder is a store that may ignore case in names.

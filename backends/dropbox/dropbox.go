@@ -70,6 +70,7 @@ type Store struct {
 	users    users.ContextClient
 	parallel int
 	spelling spelling
+	place    string
 
 	mu         sync.Mutex
 	pollNotYet time.Time // Dropbox asked for no longpoll before; guarded by mu
@@ -89,6 +90,7 @@ var (
 	_ backends.Usager     = (*Store)(nil)
 	_ backends.Accounter  = (*Store)(nil)
 	_ backends.CaseFolder = (*Store)(nil)
+	_ backends.Placer     = (*Store)(nil)
 )
 
 // Open makes the store from a token in TokenSetting or, without one, from what
@@ -112,13 +114,16 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 		Log:         s.Log,
 	})
 	t := &transport{plain: counted{paced}, agent: s.UserAgent}
+	var place string
 	if token := s.Lookup(TokenSetting); token != "" {
 		t.authorized = staticToken{token, t.plain}
+		place = backends.Fingerprint(hosts.base, token)
 	} else if tok := login.Load(s); tok != nil {
 		cfg, err := oauthConfig(s, hosts)
 		if err != nil {
 			return nil, err
 		}
+		place = backends.Fingerprint(hosts.base, tok.RefreshToken)
 		// Refreshes are paced with the account's other requests.
 		refreshing := context.WithValue(ctx, oauth2.HTTPClient, &http.Client{Transport: paced})
 		t.authorized = login.TokenSource(refreshing, cfg, s.Secrets, s.Client, tok).Transport(t.plain)
@@ -141,8 +146,12 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 		sharing:  sharing.NewContext(conf),
 		users:    users.NewContext(conf),
 		parallel: parallel,
+		place:    place,
 	}, nil
 }
+
+// Place tells accounts and services apart.
+func (s *Store) Place() string { return s.place }
 
 const defaultParallel = 9
 

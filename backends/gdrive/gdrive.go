@@ -131,6 +131,7 @@ var (
 	_ backends.Watcher   = (*Store)(nil)
 	_ backends.Usager    = (*Store)(nil)
 	_ backends.Accounter = (*Store)(nil)
+	_ backends.Placer    = (*Store)(nil)
 )
 
 // Open makes the store from the file that CredentialsSetting names and, for an
@@ -197,6 +198,15 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 		st.root = defaultRoot
 	}
 	return st, nil
+}
+
+// Place tells accounts, folders and services apart.
+func (s *Store) Place() string {
+	untyped := ""
+	if s.untyped {
+		untyped = UntypedSetting // shows other files
+	}
+	return backends.Fingerprint(s.base, s.root, untyped, string(s.seal[:]))
 }
 
 // agent names the program to the service, and makes requests repeatable: the

@@ -90,7 +90,11 @@ var (
 	_ backends.Usager    = (*Store)(nil)
 	_ backends.Localer   = (*Store)(nil)
 	_ backends.Recorder  = (*Store)(nil)
+	_ backends.Placer    = (*Store)(nil)
 )
+
+// Place is the folder.
+func (s *Store) Place() string { return s.dir }
 
 // New opens the store in dir, which is made when it does not exist, and removes
 // what pushes of dead programs left half done.

@@ -136,11 +136,17 @@ var (
 	_ backends.Store   = (*Store)(nil)
 	_ backends.Layered = (*Store)(nil)
 	_ backends.Tagger  = (*Store)(nil)
+	_ backends.Placer  = (*Store)(nil)
 	_ backends.Store   = (*Writer)(nil)
 	_ backends.Pusher  = (*Writer)(nil)
 	_ backends.Remover = (*Writer)(nil)
 	_ backends.Renamer = (*Writer)(nil)
 )
+
+// Place tells registries and their users apart.
+func (s *Store) Place() string {
+	return backends.Fingerprint(s.base, s.creds.user, s.platform.String())
+}
 
 const (
 	defaultParallel = 9

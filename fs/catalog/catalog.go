@@ -78,6 +78,9 @@ func New(stores map[string]backends.Store, o Options) (*Catalog, error) {
 	}
 	for name, store := range stores {
 		cl := newClient(c, name, store)
+		if err := cl.arrive(c.ctx); err != nil {
+			return nil, err
+		}
 		if err := cl.recall(c.ctx); err != nil {
 			return nil, err
 		}

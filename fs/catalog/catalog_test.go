@@ -315,3 +315,54 @@ func TestResolve(t *testing.T) {
 		}
 	}
 }
+
+// placed is a store that says where it is.
+type placed struct {
+	backends.Store
+	place string
+}
+
+func (p placed) Unwrap() backends.Store { return p.Store }
+func (p placed) Place() string          { return p.place }
+
+// TestAnotherPlace points a client at another account: what was listed of the
+// first one is not shown for the second one's, nor lost while it is the same.
+func TestAnotherPlace(t *testing.T) {
+	one, two := backendtest.Memory(), backendtest.Memory()
+	one.Put(red, []byte("1"), nil)
+	dir := t.TempDir()
+	known := func(store backends.Store, refresh bool) (n int) {
+		t.Helper()
+		x, err := index.Open(t.Context(), index.Options{State: filepath.Join(dir, "state.db")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.Close()
+		c, err := New(map[string]backends.Store{"mem": store}, Options{Index: x, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if refresh {
+			if err := c.Client("mem").Refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, err := range x.Images(t.Context(), "mem", "pusheen") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			n++
+		}
+		return n
+	}
+	if n := known(placed{one, "a"}, true); n != 1 {
+		t.Fatalf("listed %d images, want 1", n)
+	}
+	if n := known(placed{one, "a"}, false); n != 1 {
+		t.Errorf("the same place again knows %d images, want 1", n)
+	}
+	if n := known(placed{two, "b"}, false); n != 0 {
+		t.Errorf("another place knows %d images of the first", n)
+	}
+}

@@ -1,0 +1,33 @@
+package catalog
+
+import (
+	"context"
+
+	"github.com/sregfs/sregfs/backends"
+)
+
+// notePlace is the kind of the note that says which place a client's listing is
+// of: client → backends.Placer's Place.
+const notePlace = "place"
+
+// arrive drops what was listed of another place under the client's name: the
+// images of one account must not pass for another's. What is cached by content
+// stays.
+func (cl *Client) arrive(ctx context.Context) error {
+	p, ok := backends.As[backends.Placer](cl.Store)
+	if !ok {
+		return nil
+	}
+	x, place := cl.cat.opts.Index, p.Place()
+	before, known, err := x.Note(ctx, notePlace, cl.Name)
+	if err != nil || known && string(before) == place {
+		return err
+	}
+	if known {
+		cl.log.Info("the client has been pointed at another place; it is listed anew")
+		if err := x.DropClient(ctx, cl.Name); err != nil {
+			return err
+		}
+	}
+	return x.SetNote(ctx, notePlace, cl.Name, []byte(place))
+}
