@@ -69,11 +69,18 @@ func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, err
 	if n.pf != nil && !n.pf.ended() && n.passed == 0 {
 		// The file is open for writing as well, and its size may change under
 		// the page cache; this handle's content does not.
-		return &readHandle{n, img, content}, fuse.FOPEN_DIRECT_IO, nil
+		n.direct++
+		return &directHandle{readHandle{n, img, content}}, fuse.FOPEN_DIRECT_IO, nil
 	}
-	if f, ok := content.File(); ok && n.cached == 0 {
+	if f, ok := content.File(); ok && n.cached+n.direct == 0 {
 		n.passed++
 		return &passHandle{readHandle{n, img, content}, int(f.Fd())}, 0, nil
+	}
+	if n.passed > 0 {
+		// The kernel would refuse it on this inode (EIO); after a rename the
+		// name leads to another.
+		_ = content.Close()
+		return nil, 0, errElsewhere
 	}
 	n.cached++
 	return &cachedHandle{readHandle{n, img, content}}, n.keepPages(), nil
@@ -93,6 +100,16 @@ func (n *fileNode) keepPages() uint32 {
 	}
 	n.failures = failures
 	return 0
+}
+
+// directHandle is a readHandle past the page cache.
+type directHandle struct{ readHandle }
+
+func (h *directHandle) Release(ctx context.Context) syscall.Errno {
+	h.n.mu.Lock()
+	h.n.direct--
+	h.n.mu.Unlock()
+	return h.readHandle.Release(ctx)
 }
 
 // cachedHandle is a readHandle through the kernel's page cache.
