@@ -212,7 +212,9 @@ func (s *Store) names(ctx context.Context, n session, path string) iter.Seq2[[]s
 // found is one step of a listing.
 type found struct {
 	img backends.Image
-	err error
+	// collection holds something that is not listed, but can be asked for.
+	collection string
+	err        error
 }
 
 // List yields the images of all repositories in the registry's catalogue. It
@@ -239,10 +241,18 @@ func (s *Store) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			defer close(results)
 			s.list(work, results)
 		})
+		collections := map[string]bool{}
 		for r := range results {
 			if r.err != nil {
 				yield(backends.Entry{}, s.fail(ctx, op, r.img.Ref, r.err))
 				return
+			}
+			if c := r.collection; c != "" {
+				if !collections[c] && !yield(backends.Entry{Collection: c}, nil) {
+					return
+				}
+				collections[c] = true
+				continue
 			}
 			if !yield(backends.Entry{Image: r.img}, nil) {
 				return
@@ -290,6 +300,9 @@ func (s *Store) list(ctx context.Context, results chan<- found) {
 				case errors.Is(err, errors.ErrUnsupported), errors.Is(err, backends.ErrCorrupt):
 					// One image that is beyond this program hides no others.
 					s.log.Debug("left out of the listing", "image", ref.String(), "error", err)
+					if ref.Collection != "" {
+						send(found{collection: ref.Collection})
+					}
 				case !s.hidden(err):
 					send(found{img: backends.Image{Ref: ref}, err: err})
 				}

@@ -252,7 +252,7 @@ func kindOf(m *v1.Manifest) kind {
 			return other
 		}
 	}
-	if m.ArtifactType != "" {
+	if isArtifact(m.ArtifactType) {
 		return other
 	}
 	switch m.Config.MediaType {
@@ -271,6 +271,12 @@ func kindOf(m *v1.Manifest) kind {
 		}
 	}
 	return other
+}
+
+// isArtifact reports whether something says that it is no image. Some builders
+// note the type of an image's configuration there.
+func isArtifact(t string) bool {
+	return t != "" && t != string(types.OCIConfigJSON) && t != string(types.DockerConfigJSON)
 }
 
 func artifactType(m *v1.Manifest) string {

@@ -54,7 +54,7 @@ func (p platform) choose(index []byte) (string, error) {
 	var fit []v1.Descriptor
 	var there []string
 	for _, d := range im.Manifests {
-		if !d.MediaType.IsImage() && !d.MediaType.IsIndex() || d.ArtifactType != "" {
+		if !d.MediaType.IsImage() && !d.MediaType.IsIndex() || isArtifact(d.ArtifactType) {
 			continue
 		}
 		if d.Platform == nil {
