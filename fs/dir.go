@@ -313,5 +313,6 @@ func (n *dirNode) Create(ctx context.Context, name string, flags, mode uint32, o
 	node := t.newPending(ctx, &n.Inode, pf, out)
 	f := node.Operations().(*fileNode)
 	pf.hold(f)
-	return node, &writeHandle{pf: pf, n: f}, fuse.FOPEN_DIRECT_IO, 0
+	h, fuseFlags, errno := f.openDirect(pf)
+	return node, h, fuseFlags, errno
 }

@@ -35,6 +35,12 @@ type fileNode struct {
 	// cached counts open handles through the kernel's page cache. While there
 	// are any, a passthrough open would fail with EIO.
 	cached int32
+	// direct counts open handles past both. go-fuse 2.12.1 drops an inode's
+	// backing file as soon as any handle of the inode is released, whether it
+	// was passed through or not (releaseBackingIDRef in fs/bridge.go); the next
+	// passthrough open then has another one, which the kernel refuses with EIO.
+	// So no handle is passed through while there are others.
+	direct int32
 	// passed counts open handles through passthrough. While there are any, the
 	// kernel refuses every other kind of open of this inode with EIO.
 	passed int32
@@ -317,13 +323,13 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, u
 			return nil, 0, n.tree.fail("open", n.path(), err)
 		}
 		// Past the page cache, which would keep what is about to be replaced.
-		return &writeHandle{pf: pf, n: n}, fuse.FOPEN_DIRECT_IO, 0
+		return n.openDirect(pf)
 	}
 	n.mu.Lock()
 	pf := n.pf
 	n.mu.Unlock()
 	if pf != nil && pf.changed() && pf.hold(n) {
-		return &writeHandle{pf: pf, n: n}, fuse.FOPEN_DIRECT_IO, 0
+		return n.openDirect(pf)
 	}
 	h, fuseFlags, err := n.openRead(ctx)
 	if errors.Is(err, backends.ErrStale) {
@@ -335,4 +341,17 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, u
 		return nil, 0, n.tree.fail("open", n.path(), err)
 	}
 	return h, fuseFlags, 0
+}
+
+// openDirect makes a handle on what is being written, which pf was held for.
+func (n *fileNode) openDirect(pf *pendingFile) (fusefs.FileHandle, uint32, syscall.Errno) {
+	n.mu.Lock()
+	if n.passed > 0 {
+		n.mu.Unlock()
+		pf.letGo()
+		return nil, 0, errElsewhere
+	}
+	n.direct++
+	n.mu.Unlock()
+	return &writeHandle{pf: pf, n: n}, fuse.FOPEN_DIRECT_IO, 0
 }
