@@ -62,7 +62,7 @@ func toErrno(err error) syscall.Errno {
 func (t *Tree) fail(op, path string, err error) syscall.Errno {
 	errno := toErrno(err)
 	switch errno {
-	case 0, syscall.ENOENT, syscall.EINTR, syscall.EEXIST, syscall.ENOTEMPTY, syscall.ENODATA:
+	case 0, syscall.ENOENT, syscall.EINTR, syscall.EEXIST, syscall.ENOTEMPTY, syscall.ENODATA, syscall.EXDEV:
 		return errno
 	}
 	t.log.Error(op+" failed", "path", path, "errno", errno.Error(), "error", err.Error())

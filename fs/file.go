@@ -35,12 +35,14 @@ type fileNode struct {
 	// cached counts open handles through the kernel's page cache. While there
 	// are any, a passthrough open would fail with EIO.
 	cached int32
-	// direct counts open handles past both. go-fuse 2.12.1 drops an inode's
-	// backing file as soon as any handle of the inode is released, whether it
-	// was passed through or not (releaseBackingIDRef in fs/bridge.go); the next
-	// passthrough open then has another one, which the kernel refuses with EIO.
-	// So no handle is passed through while there are others.
-	direct int32
+	// direct counts open handles past both, and settled is when the last handle
+	// that was not passed through was let go of. go-fuse 2.12.1 drops an
+	// inode's backing file with the release of any handle of the inode, whether
+	// it was passed through or not, and after it has told us (Release in its
+	// fs/bridge.go); what was passed through meanwhile fails with EIO. So no
+	// handle is passed through while there are others, nor right after.
+	direct  int32
+	settled time.Time
 	// passed counts open handles through passthrough. While there are any, the
 	// kernel refuses every other kind of open of this inode with EIO.
 	passed int32
@@ -341,6 +343,24 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, u
 		return nil, 0, n.tree.fail("open", n.path(), err)
 	}
 	return h, fuseFlags, 0
+}
+
+// settling is how long after the release of a handle go-fuse may still be busy
+// with it: it has a few instructions to go.
+const settling = time.Second
+
+// mayPass reports whether a handle can be passed through. It is called with
+// n.mu held.
+func (n *fileNode) mayPass() bool {
+	return n.cached+n.direct == 0 && (n.settled.IsZero() || time.Since(n.settled) > settling)
+}
+
+// letGo counts a handle out that was not passed through.
+func (n *fileNode) letGo(count *int32) {
+	n.mu.Lock()
+	*count--
+	n.settled = time.Now()
+	n.mu.Unlock()
 }
 
 // openDirect makes a handle on what is being written, which pf was held for.

@@ -72,7 +72,7 @@ func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, err
 		n.direct++
 		return &directHandle{readHandle{n, img, content}}, fuse.FOPEN_DIRECT_IO, nil
 	}
-	if f, ok := content.File(); ok && n.cached+n.direct == 0 {
+	if f, ok := content.File(); ok && n.mayPass() {
 		n.passed++
 		return &passHandle{readHandle{n, img, content}, int(f.Fd())}, 0, nil
 	}
@@ -106,9 +106,7 @@ func (n *fileNode) keepPages() uint32 {
 type directHandle struct{ readHandle }
 
 func (h *directHandle) Release(ctx context.Context) syscall.Errno {
-	h.n.mu.Lock()
-	h.n.direct--
-	h.n.mu.Unlock()
+	defer h.n.letGo(&h.n.direct)
 	return h.readHandle.Release(ctx)
 }
 
@@ -116,9 +114,7 @@ func (h *directHandle) Release(ctx context.Context) syscall.Errno {
 type cachedHandle struct{ readHandle }
 
 func (h *cachedHandle) Release(ctx context.Context) syscall.Errno {
-	h.n.mu.Lock()
-	h.n.cached--
-	h.n.mu.Unlock()
+	defer h.n.letGo(&h.n.cached)
 	return h.readHandle.Release(ctx)
 }
 

@@ -111,9 +111,7 @@ func (h *writeHandle) Fsync(ctx context.Context, flags uint32) syscall.Errno {
 }
 
 func (h *writeHandle) Release(ctx context.Context) syscall.Errno {
-	h.n.mu.Lock()
-	h.n.direct--
-	h.n.mu.Unlock()
+	defer h.n.letGo(&h.n.direct)
 	h.pf.letGo()
 	h.mu.Lock()
 	defer h.mu.Unlock()
