@@ -160,8 +160,28 @@ func (n *dirNode) createSidecar(ctx context.Context, ref backends.Ref, name stri
 	return n.NewInode(ctx, child, fusefs.StableAttr{Mode: fuse.S_IFREG, Ino: child.ino}), nil, fuse.FOPEN_DIRECT_IO, 0
 }
 
+// Open shows what the record became to those who read it; the kernel may still
+// know its name by this node.
 func (n *newRecordNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
-	return nil, fuse.FOPEN_DIRECT_IO, 0
+	n.mu.Lock()
+	taken := n.saved != nil
+	n.mu.Unlock()
+	if !taken || flags&(syscall.O_WRONLY|syscall.O_RDWR) != 0 {
+		return nil, fuse.FOPEN_DIRECT_IO, 0
+	}
+	img, err := n.cl.Lookup(ctx, n.ref.Dir(), n.ref)
+	if err != nil {
+		return nil, 0, n.tree.fail("inspect", n.path(), err)
+	}
+	data, err := n.cl.Record(ctx, img)
+	if err != nil {
+		return nil, 0, n.tree.fail("inspect", n.path(), err)
+	}
+	return &sidecarHandle{data: data}, fuse.FOPEN_DIRECT_IO, 0
+}
+
+func (n *newRecordNode) path() string {
+	return "/" + path.Join(n.cl.Name, n.ref.Dir(), n.ref.Sidecar())
 }
 
 func (n *newRecordNode) Getattr(ctx context.Context, f fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -190,6 +210,9 @@ func (n *newRecordNode) Setattr(ctx context.Context, f fusefs.FileHandle, in *fu
 }
 
 func (n *newRecordNode) Read(ctx context.Context, f fusefs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	if h, ok := f.(*sidecarHandle); ok {
+		return h.Read(ctx, dest, off)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return (&sidecarHandle{data: bytes.Clone(n.data)}).Read(ctx, dest, off)
@@ -219,9 +242,8 @@ func (n *newRecordNode) Flush(ctx context.Context, f fusefs.FileHandle) syscall.
 	if len(data) == 0 || same {
 		return 0
 	}
-	name := "/" + path.Join(n.cl.Name, n.ref.Dir(), n.ref.Sidecar())
 	if err := n.cl.AddRecord(ctx, n.ref, data); err != nil {
-		return n.tree.fail("record", name, err)
+		return n.tree.fail("record", n.path(), err)
 	}
 	n.mu.Lock()
 	n.saved = data

@@ -99,9 +99,10 @@ func TestLazyRun(t *testing.T) {
 		if again := a.sent() - before; again > sent/4 {
 			t.Errorf("the second run fetched %d bytes, the first %d", again, sent)
 		}
-		// Reading all of it fetches all of it once.
+		// Reading all of it fetches all of it once, but for what was on its way
+		// when a transfer was cut short; on a line without delay that is most.
 		d.run("cmp %s %s/pusheen/large:1.simg", image, a.client)
-		if all := a.sent(); all > info.Size()+info.Size()/50 {
+		if all := a.sent(); all > info.Size()+info.Size()/20 {
 			t.Errorf("reading all of %d bytes fetched %d", info.Size(), all)
 		}
 		before = a.sent()
