@@ -62,8 +62,8 @@ fuzz() {
 		grep -o '^func Fuzz[A-Za-z0-9_]*' "$file" | cut -c6- | while read -r target; do
 			echo "$package $target"
 			fuzz_one "$target" "$package" || {
-				# Go's fuzzer now and then takes its own time limit for a failure
-				# (https://go.dev/issue/75804); an input that fails is written down.
+				# Under load Go's fuzzer now and then takes its own time limit for a
+				# failure; an input that fails is written down.
 				if grep -q 'context deadline exceeded' "$scratch/fuzz" && ! grep -q 'Failing input' "$scratch/fuzz"; then
 					fuzz_one "$target" "$package" && continue
 				fi
