@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"errors"
+	"os"
 	"path"
 	"sync"
 	"syscall"
@@ -35,17 +36,14 @@ type fileNode struct {
 	// cached counts open handles through the kernel's page cache. While there
 	// are any, a passthrough open would fail with EIO.
 	cached int32
-	// direct counts open handles past both, and settled is when the last handle
-	// that was not passed through was let go of. go-fuse 2.12.1 drops an
-	// inode's backing file with the release of any handle of the inode, whether
-	// it was passed through or not, and after it has told us (Release in its
-	// fs/bridge.go); what was passed through meanwhile fails with EIO. So no
-	// handle is passed through while there are others, nor right after.
-	direct  int32
-	settled time.Time
+	// direct counts open handles past both. What they read may change its size,
+	// so no handle is passed through beside them.
+	direct int32
 	// passed counts open handles through passthrough. While there are any, the
-	// kernel refuses every other kind of open of this inode with EIO.
+	// kernel refuses every other kind of open of this inode with EIO. All read
+	// the same file, which slot stands for (see passthrough).
 	passed int32
+	slot   uint32
 	// failures is how many objects had turned out to be corrupt when the
 	// kernel was last let keep its pages. More of them since, and a page may be
 	// of bytes that were dropped.
@@ -345,22 +343,29 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, u
 	return h, fuseFlags, 0
 }
 
-// settling is how long after the release of a handle go-fuse may still be busy
-// with it: it has a few instructions to go.
-const settling = time.Second
-
-// mayPass reports whether a handle can be passed through. It is called with
-// n.mu held.
-func (n *fileNode) mayPass() bool {
-	return n.cached+n.direct == 0 && (n.settled.IsZero() || time.Since(n.settled) > settling)
+// pass counts a handle in that the kernel serves from f; false when that cannot
+// be. It is called with n.mu held.
+func (n *fileNode) pass(f *os.File) bool {
+	if n.cached+n.direct > 0 {
+		return false
+	}
+	if n.passed == 0 {
+		if n.slot = n.tree.pass.hold(f); n.slot == 0 {
+			return false
+		}
+	}
+	n.passed++
+	return true
 }
 
-// letGo counts a handle out that was not passed through.
+// letGo counts a handle out.
 func (n *fileNode) letGo(count *int32) {
 	n.mu.Lock()
-	*count--
-	n.settled = time.Now()
-	n.mu.Unlock()
+	defer n.mu.Unlock()
+	if *count--; count == &n.passed && n.passed == 0 {
+		n.tree.pass.letGo(n.slot)
+		n.slot = 0
+	}
 }
 
 // openDirect makes a handle on what is being written, which pf was held for.

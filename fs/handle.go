@@ -17,32 +17,13 @@ type readHandle struct {
 	n       *fileNode
 	img     backends.Image
 	content *catalog.Content
-}
-
-// passHandle is a readHandle whose reads the kernel serves itself from the
-// file that holds the content. Only handles that really are passed through may
-// have PassthroughFd: while one is open, go-fuse passes every further one
-// through that has it.
-type passHandle struct {
-	readHandle
-	fd int
+	count   *int32 // of n, that it is counted in by the way it is read
 }
 
 var (
-	_ fusefs.FileReader          = (*readHandle)(nil)
-	_ fusefs.FileReleaser        = (*readHandle)(nil)
-	_ fusefs.FilePassthroughFder = (*passHandle)(nil)
+	_ fusefs.FileReader   = (*readHandle)(nil)
+	_ fusefs.FileReleaser = (*readHandle)(nil)
 )
-
-// PassthroughFd is the file that the kernel reads from.
-func (h *passHandle) PassthroughFd() (int, bool) { return h.fd, true }
-
-func (h *passHandle) Release(ctx context.Context) syscall.Errno {
-	h.n.mu.Lock()
-	h.n.passed--
-	h.n.mu.Unlock()
-	return h.readHandle.Release(ctx)
-}
 
 // openRead opens the content for reading.
 func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, error) {
@@ -70,11 +51,12 @@ func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, err
 		// The file is open for writing as well, and its size may change under
 		// the page cache; this handle's content does not.
 		n.direct++
-		return &directHandle{readHandle{n, img, content}}, fuse.FOPEN_DIRECT_IO, nil
+		n.tree.served.Add(1)
+		return &readHandle{n, img, content, &n.direct}, fuse.FOPEN_DIRECT_IO, nil
 	}
-	if f, ok := content.File(); ok && n.mayPass() {
-		n.passed++
-		return &passHandle{readHandle{n, img, content}, int(f.Fd())}, 0, nil
+	if f, ok := content.File(); ok && n.pass(f) {
+		n.tree.passed.Add(1)
+		return &readHandle{n, img, content, &n.passed}, n.slot << slotShift, nil
 	}
 	if n.passed > 0 {
 		// The kernel would refuse it on this inode (EIO); after a rename the
@@ -83,7 +65,8 @@ func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, err
 		return nil, 0, errElsewhere
 	}
 	n.cached++
-	return &cachedHandle{readHandle{n, img, content}}, n.keepPages(), nil
+	n.tree.served.Add(1)
+	return &readHandle{n, img, content, &n.cached}, n.keepPages(), nil
 }
 
 // keepPages is the flag for an open through the page cache: the kernel keeps
@@ -102,22 +85,6 @@ func (n *fileNode) keepPages() uint32 {
 	return 0
 }
 
-// directHandle is a readHandle past the page cache.
-type directHandle struct{ readHandle }
-
-func (h *directHandle) Release(ctx context.Context) syscall.Errno {
-	defer h.n.letGo(&h.n.direct)
-	return h.readHandle.Release(ctx)
-}
-
-// cachedHandle is a readHandle through the kernel's page cache.
-type cachedHandle struct{ readHandle }
-
-func (h *cachedHandle) Release(ctx context.Context) syscall.Errno {
-	defer h.n.letGo(&h.n.cached)
-	return h.readHandle.Release(ctx)
-}
-
 func (h *readHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	n, err := h.content.ReadAt(ctx, dest, off)
 	if err != nil && err != io.EOF {
@@ -127,6 +94,7 @@ func (h *readHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.Rea
 }
 
 func (h *readHandle) Release(ctx context.Context) syscall.Errno {
+	defer h.n.letGo(h.count)
 	h.n.cl.Learn(h.img, h.content)
 	return h.n.tree.fail("close", h.n.path(), h.content.Close())
 }

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	fusefs "github.com/hanwen/go-fuse/v2/fs"
@@ -51,9 +52,12 @@ type Tree struct {
 	born    time.Time
 	pending pending
 	usage   usageCache
-	records recordCache
+	// Opens for reading since the mount, by who serves them.
+	passed, served atomic.Int64
+	records        recordCache
 
 	server *fuse.Server
+	pass   *passthrough
 	root   *rootNode
 	notify chan notice
 	quit   chan struct{}
@@ -100,11 +104,16 @@ func Mount(dir string, cat *catalog.Catalog, o Options) (*Tree, error) {
 	if o.AllowOther {
 		opts.Options = append(opts.Options, "default_permissions")
 	}
-	server, err := fusefs.Mount(dir, t.root, opts)
+	t.pass = newPassthrough(fusefs.NewNodeFS(t.root, opts), t.log)
+	server, err := fuse.NewServer(t.pass, dir, &opts.MountOptions)
 	if err != nil {
 		return nil, err
 	}
 	t.server = server
+	go server.Serve()
+	if err := server.WaitMount(); err != nil {
+		return nil, err
+	}
 	t.work.Go(t.sendNotices)
 	for _, cl := range cat.Clients() {
 		cl.OnChange(t.changed(cl))
@@ -119,6 +128,10 @@ func (t *Tree) Wait() {
 	t.work.Wait()
 	t.pending.finish()
 }
+
+// Opens is how many images were opened for reading: those that the kernel reads
+// itself, and those that it asks the daemon for.
+func (t *Tree) Opens() (kernel, daemon int64) { return t.passed.Load(), t.served.Load() }
 
 // Unmount takes the tree down. It fails while a file in it is open.
 func (t *Tree) Unmount() error { return t.server.Unmount() }

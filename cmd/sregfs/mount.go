@@ -101,6 +101,9 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 	srv := &control.Server{Catalog: cat, About: control.Status{
 		Version: version, Mount: c.Dir, Since: time.Now(), ReadOnly: c.ReadOnly,
 		Cache: &control.CacheStatus{Dir: e.cacheDir()},
+	}, Opens: func() (o control.Opens) {
+		o.Kernel, o.Daemon = tree.Opens()
+		return o
 	}}
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()

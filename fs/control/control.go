@@ -26,16 +26,25 @@ const socketName = "control.sock"
 
 // Status is what a daemon says of itself.
 type Status struct {
-	PID         int               `json:"pid"`
-	Version     string            `json:"version"`
-	Mount       string            `json:"mount"`
-	Since       time.Time         `json:"since"`
-	ReadOnly    bool              `json:"read_only"`
-	Clients     []ClientStatus    `json:"clients"`
-	Cache       *CacheStatus      `json:"cache,omitempty"`
-	Held        []catalog.Held    `json:"held"`
-	Failures    []catalog.Failure `json:"failures"`
-	Passthrough string            `json:"passthrough,omitempty"`
+	PID      int               `json:"pid"`
+	Version  string            `json:"version"`
+	Mount    string            `json:"mount"`
+	Since    time.Time         `json:"since"`
+	ReadOnly bool              `json:"read_only"`
+	Clients  []ClientStatus    `json:"clients"`
+	Cache    *CacheStatus      `json:"cache,omitempty"`
+	Held     []catalog.Held    `json:"held"`
+	Failures []catalog.Failure `json:"failures"`
+	Opens    Opens             `json:"opens"`
+}
+
+// Opens counts opens of images since the mount was made, by who serves their
+// reads.
+type Opens struct {
+	// Kernel reads a file of this machine by itself (FUSE passthrough).
+	Kernel int64 `json:"kernel"`
+	// Daemon answers what the page cache lacks.
+	Daemon int64 `json:"daemon"`
 }
 
 // ClientStatus is one client's part of Status.
@@ -69,6 +78,8 @@ type Server struct {
 	Catalog *catalog.Catalog
 	// About is the part of Status that the caller knows.
 	About Status
+	// Opens counts opens; nil for a mount that does not count them.
+	Opens func() Opens
 }
 
 // socket is the path of the socket in dir in a form that fits into an address,
@@ -177,6 +188,9 @@ func (s *Server) Status(ctx context.Context) Status {
 			cs.Dir = st.Cache.Dir
 		}
 		st.Cache = &cs
+	}
+	if s.Opens != nil {
+		st.Opens = s.Opens()
 	}
 	// Lists without anything in them are [] in JSON, for the scripts that read it.
 	st.Held = append([]catalog.Held{}, s.Catalog.Held()...)

@@ -88,6 +88,9 @@ func writeMetrics(w io.Writer, st Status) {
 		one("cache_verify_failures_total", "counter", "Whole objects that did not match their checksum.", c.VerifyFailures)
 	}
 
+	family("opens_total", "counter", "Opens of images, by who serves their reads.")
+	fmt.Fprintf(w, "sregfs_opens_total{by=\"kernel\"} %d\nsregfs_opens_total{by=\"daemon\"} %d\n", st.Opens.Kernel, st.Opens.Daemon)
+
 	held, bytes := map[string]int64{}, int64(0)
 	for _, h := range st.Held {
 		held[h.State]++

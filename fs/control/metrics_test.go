@@ -39,6 +39,7 @@ func TestWriteMetrics(t *testing.T) {
 	writeMetrics(&b, Status{
 		Version: "v1\"\\\n", Since: time.Unix(42, 0),
 		Clients:  []ClientStatus{{Name: "dropbox", Images: 7, Live: true}, {Name: "local", Error: "secret path"}},
+		Opens:    Opens{Kernel: 8},
 		Cache:    &CacheStatus{Used: 1 << 40, Hits: 3},
 		Held:     []catalog.Held{{State: "failed", Bytes: 5, Image: "pusheen/a:red"}, {State: "failed", Bytes: 6}},
 		Failures: []catalog.Failure{{What: "secret"}},
@@ -61,7 +62,7 @@ func TestWriteMetrics(t *testing.T) {
 	}
 	for _, want := range []string{
 		`sregfs_build_info{version="v1\"\\\n"} 1`, "sregfs_start_time_seconds 42", `sregfs_client_images{client="dropbox"} 7`,
-		`sregfs_client_trouble{client="local"} 1`, "sregfs_cache_used_bytes 1099511627776", `sregfs_held_files{state="failed"} 2`, "sregfs_held_bytes 11",
+		`sregfs_client_trouble{client="local"} 1`, "sregfs_cache_used_bytes 1099511627776", `sregfs_opens_total{by="kernel"} 8`, `sregfs_held_files{state="failed"} 2`, "sregfs_held_bytes 11",
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("lacks %s", want)

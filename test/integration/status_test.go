@@ -10,6 +10,8 @@ import (
 // status is the part of "sregfs status --json" that tests look at.
 type status struct {
 	Held     []heldFile
+	Opens    struct{ Kernel, Daemon int64 }
+	Cache    struct{ Hits int64 }
 	Failures []struct{ What string }
 }
 

@@ -1,0 +1,66 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/sregfs/sregfs/image/imagetest"
+)
+
+// TestPassthrough: once all of an image is here, the kernel reads it without
+// the daemon, at each open, from the first one on that nobody else's handle
+// stands in the way of; and for a user who may not have that, it keeps what it
+// has read. While the image becomes complete, no reader sees an error.
+func TestPassthrough(t *testing.T) {
+	eachClient(t, func(t *testing.T, a account) {
+		image := imagetest.SIF(t, imagetest.Opts{Seed: 11, ExtraBytes: 8 << 20})
+		a.put(t, "pusheen/asaurus:red", image)
+		for _, uid := range []int{0, 1000} {
+			t.Run(fmt.Sprint("uid", uid), func(t *testing.T) {
+				m := newMachine(t, a.env...)
+				if uid != 0 {
+					a.chown(t, uid)
+					m.asUser(uid)
+				}
+				d := m.mount("--client=" + a.client)
+				file := a.client + "/pusheen/asaurus:red.simg"
+				// Eight readers, of whom some open it before it is complete, some
+				// while that happens, and some afterwards.
+				d.run(`all=; for reader in 1 2 3 4 5 6 7 8; do
+					(for n in $(seq 40); do tail -c $((n*20000)) %s >/dev/null || exit 1; done) & all="$all $!"
+				done; cat %s >/dev/null && for one in $all; do wait $one || exit 1; done`, file, file)
+				d.eventually("the whole image to be here", func() error {
+					if where, _, err := d.try("getfattr --only-values -n user.sregistry.location %s", file); err != nil || where != "local" {
+						return fmt.Errorf("location %q: %v", where, err)
+					}
+					return nil
+				})
+				d.run("cat %s >/dev/null", file) // the page cache has all of it
+				before := d.status()
+				d.run("for n in $(seq 10); do cat %s | cmp - %s || exit 1; done; exec 3<%s; cat %s >/dev/null",
+					file, d.give(image), file, file)
+				after := d.status()
+				kernel, daemon := after.Opens.Kernel-before.Opens.Kernel, after.Opens.Daemon-before.Opens.Daemon
+				switch out, _, err := d.try("%s doctor --offline | grep passthrough", program); {
+				case err != nil:
+					t.Errorf("doctor does not tell of passthrough: %s", out)
+				case strings.HasPrefix(out, "ok"):
+					if kernel < 12 || daemon != 0 {
+						t.Errorf("the kernel read %d opens by itself and left %d to the daemon, want all", kernel, daemon)
+					}
+				default:
+					t.Logf("no passthrough: %s", out)
+					if kernel != 0 || daemon < 12 {
+						t.Errorf("the kernel read %d opens by itself, the daemon %d", kernel, daemon)
+					}
+				}
+				if hits := after.Cache.Hits - before.Cache.Hits; hits != 0 {
+					t.Errorf("the daemon was asked %d times for what the kernel had read", hits)
+				}
+			})
+		}
+	})
+}
