@@ -21,8 +21,11 @@ import (
 const fsType = "fuse.sregfs"
 
 // mountEntry is one line of the mount table. user is the number of who mounted
-// a FUSE file system, "" for others.
-type mountEntry struct{ dir, fsType, user string }
+// a FUSE file system, "" for others; minor is the minor number of its device.
+type mountEntry struct {
+	dir, fsType, user string
+	minor             int
+}
 
 // mountTable reads /proc/self/mountinfo (proc_pid_mountinfo(5)).
 func mountTable() ([]mountEntry, error) {
@@ -36,7 +39,12 @@ func mountTable() ([]mountEntry, error) {
 		before, after, ok := strings.Cut(s.Text(), " - ")
 		left, right := strings.Fields(before), strings.Fields(after)
 		if ok && len(left) > 4 && len(right) > 0 {
-			m := mountEntry{dir: unescapeMount(left[4]), fsType: right[0]}
+			m := mountEntry{dir: unescapeMount(left[4]), fsType: right[0], minor: -1}
+			if _, minor, ok := strings.Cut(left[2], ":"); ok {
+				if n, err := strconv.Atoi(minor); err == nil {
+					m.minor = n
+				}
+			}
 			for o := range strings.SplitSeq(right[len(right)-1], ",") {
 				if id, ok := strings.CutPrefix(o, "user_id="); ok {
 					m.user = id
@@ -84,6 +92,10 @@ func findMount(path string) mountEntry {
 // checkMountPoint says in one sentence why dir cannot be mounted on. A dead
 // mount that a crash left there is taken away.
 func checkMountPoint(dir string, log *slog.Logger) error {
+	// Before anything looks into it, and waits for what cannot come.
+	if m := findMount(dir); m.dir == dir {
+		abortDead(m, log)
+	}
 	// Attributes may still be cached; only reading asks whoever serves it.
 	if _, err := os.ReadDir(dir); errors.Is(err, syscall.ENOTCONN) {
 		log.Warn("replacing a dead mount", "mount", dir)
@@ -187,7 +199,9 @@ func (c *unmountCmd) Run(ctx context.Context, e *environment) error {
 		}
 		return fmt.Errorf("%s was mounted by %s; only they and root can unmount it", c.Dir, who)
 	}
-	if c.Lazy {
+	// Nobody serves the files that are open in a dead mount, so that there is
+	// nothing to wait for.
+	if dead := abortDead(m, e.log); c.Lazy || dead {
 		return detach(c.Dir)
 	}
 	if os.Geteuid() == 0 {

@@ -171,19 +171,33 @@ func (d *mounted) cleanup() {
 	}
 }
 
-// kill ends the daemon as a crash would, and takes the dead mount's place.
+// kill ends the daemon as a crash would.
 func (d *mounted) kill() {
 	d.t.Helper()
 	if err := d.cmd.Process.Kill(); err != nil {
 		d.t.Fatal(err)
 	}
+	if !d.died(5 * time.Second) {
+		// It waits in the kernel for itself: nobody but unmount, or the next
+		// mount, ends that.
+		if out, err := d.command(context.Background(), program, "unmount", d.dir).CombinedOutput(); err != nil {
+			d.t.Errorf("unmount of a daemon that does not die: %v\n%s", err, out)
+		}
+		if !d.died(30 * time.Second) {
+			_ = syscall.Unmount(d.dir, syscall.MNT_FORCE)
+			d.t.Fatal("the killed daemon did not die")
+		}
+	}
+}
+
+// died waits for the daemon's end, for a while.
+func (d *mounted) died(wait time.Duration) bool {
 	select {
 	case err := <-d.end:
 		d.end <- err
-	case <-time.After(30 * time.Second):
-		// It waits in the kernel for itself; nothing else ends that.
-		_ = syscall.Unmount(d.dir, syscall.MNT_FORCE)
-		d.t.Fatal("the killed daemon did not die")
+		return true
+	case <-time.After(wait):
+		return false
 	}
 }
 
