@@ -129,6 +129,7 @@ func (n *fileNode) path() string {
 // ENODATA while nothing is stored under it.
 func (n *fileNode) image(ctx context.Context) (backends.Image, error) {
 	n.mu.Lock()
+	n.adopt()
 	dir, file, gen := n.dir, n.file, n.gen
 	n.mu.Unlock()
 	ref, _, ok := backends.ParseFile(file)
@@ -142,10 +143,25 @@ func (n *fileNode) image(ctx context.Context) (backends.Image, error) {
 	return img, err
 }
 
+// adopt makes the node of a file that was being written one of the image that
+// was pushed, once that has ended: the kernel may have come by another node
+// than the one that did it. It is called with n.mu held.
+func (n *fileNode) adopt() {
+	if n.pf == nil || !n.pf.ended() || n.pf.unlinked() {
+		return
+	}
+	if img := n.pf.outcome(); img != nil {
+		n.dir, n.file = n.pf.place()
+		n.brief = briefOf(n.cl, *img)
+		n.pf = nil
+	}
+}
+
 // renamed follows a rename or a push, so that open handles go on.
 func (n *fileNode) renamed(dir, file string, img backends.Image) {
 	b := briefOf(n.cl, img)
 	n.mu.Lock()
+	n.adopt()
 	n.dir, n.file, n.brief = dir, file, b
 	n.mu.Unlock()
 }
