@@ -47,6 +47,8 @@ type registry struct {
 // registryOptions are how a registry is set up.
 type registryOptions struct {
 	auth, tls, noDelete bool
+	token               *tokenServer // gives the tokens that it wants
+	page                int          // the longest page of its catalogue; 0 for its usual one
 }
 
 // startRegistry starts Debian's docker-registry and stops it with the test.
@@ -76,6 +78,13 @@ func startRegistry(t *testing.T, o registryOptions) *registry {
 			t.Fatal(err)
 		}
 		extra += fmt.Sprintf("auth: {htpasswd: {realm: tests, path: %s}}\n", passwords)
+	}
+	if o.token != nil {
+		r.user, r.pass = o.token.user, o.token.pass
+		extra += fmt.Sprintf("auth: {token: {realm: '%s/token', service: registry, issuer: tests, rootcertbundle: %s}}\n", o.token.url, o.token.bundle)
+	}
+	if o.page > 0 {
+		extra += fmt.Sprintf("catalog: {maxentries: %d}\n", o.page)
 	}
 	config := filepath.Join(dir, "config.yml")
 	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: %v}}\nhttp:\n  addr: %s\n%s",
