@@ -102,16 +102,14 @@ func (u *upload) resume(ctx context.Context, text string) error {
 	if err != nil || at.Scheme+"://"+at.Host != u.w.base {
 		return nil
 	}
-	resp, err := u.w.do(ctx, call{session: u.session(), method: http.MethodGet, url: st.Location}, http.StatusNoContent, http.StatusOK)
-	switch {
-	case statusOf(err) >= 400 && statusOf(err) < 500 && !errors.Is(err, backends.ErrAuth) && !errors.Is(err, backends.ErrBusy):
-		return nil
-	case err != nil:
+	n, next, err := u.ask(ctx, st.Location)
+	if err != nil {
 		return err
 	}
-	resp.Body.Close()
-	if n, ok := held(resp); ok && n == st.Sent {
-		u.location, u.sent = u.next(resp, st.Location), n
+	if n >= st.Sent {
+		// What it holds beyond that was sent from the same bytes, and the whole
+		// is checked against its digest.
+		u.location, u.sent = next, n
 	}
 	return nil
 }
@@ -171,45 +169,107 @@ func (u *upload) begin(ctx context.Context) error {
 
 // Part sends one part.
 func (u *upload) Part(ctx context.Context, off int64, r io.ReaderAt) error {
-	if off < u.sent {
+	end := off + u.w.partSize
+	if end <= u.sent {
 		return nil // the session has it from before
 	}
 	if off > u.sent {
 		return u.w.fail(ctx, "push", u.ref, fmt.Errorf("the part at %d comes before that at %d", off, u.sent))
 	}
 	// Nobody waits for what is sent ahead, so that readers go first.
-	if err := u.chunk(pacer.Background(ctx), r, u.w.partSize); err != nil {
+	if err := u.chunk(pacer.Background(ctx), r, end-u.sent); err != nil {
 		return u.w.fail(ctx, "push", u.ref, err)
 	}
 	return nil
 }
 
-// chunk sends the next n bytes of r.
+// chunkTries is how often in a row the connection may break without the session
+// having got on.
+const chunkTries = 3
+
+// chunk sends the next n bytes of r. Where the connection breaks, the session
+// tells what it holds, and the rest is sent after it; a session that cannot
+// tell is lost.
 func (u *upload) chunk(ctx context.Context, r io.ReaderAt, n int64) error {
 	if err := u.begin(ctx); err != nil {
 		return err
 	}
+	for end, tries := u.sent+n, 1; u.sent < end; tries++ {
+		before := u.sent
+		err := u.patch(ctx, r, end-u.sent)
+		if err == nil {
+			break
+		}
+		at, broken := u.location, lostAnswer(err) && ctx.Err() == nil
+		u.location, u.sent = "", 0
+		if !broken || tries == chunkTries {
+			return err
+		}
+		n, next, asked := u.ask(ctx, at)
+		if asked != nil {
+			return asked
+		}
+		if n < before || n > end {
+			return err
+		}
+		u.location, u.sent = next, n
+		if u.sent > before {
+			tries = 0
+		}
+	}
+	return nil
+}
+
+// lostAnswer reports whether a request may have done its work although it
+// failed, and there is a point in trying again.
+func lostAnswer(err error) bool {
+	var gave *pacer.Error
+	if errors.As(err, &gave) && gave.Tries != 1 {
+		return false // it has been tried for long enough
+	}
+	status := statusOf(err)
+	return (status == 0 || status >= 500) && (errors.Is(err, backends.ErrUnreachable) || errors.Is(err, backends.ErrBusy))
+}
+
+// patch sends the n bytes of r after what the session holds.
+func (u *upload) patch(ctx context.Context, r io.ReaderAt, n int64) error {
 	src := &faulty{r: r}
 	// A chunk that was taken must not be sent again; the answer tells where the
-	// session stands, and a session of which it is not known is lost.
+	// session stands.
 	resp, err := u.w.do(pacer.Once(ctx), call{session: u.session(), method: http.MethodPatch, url: u.location,
 		header: map[string]string{
 			"Content-Type":  "application/octet-stream",
 			"Content-Range": fmt.Sprintf("%d-%d", u.sent, u.sent+n-1),
 		}, body: src, off: u.sent, size: n}, http.StatusAccepted, http.StatusNoContent, http.StatusCreated)
 	if err != nil {
-		u.location, u.sent = "", 0
 		return src.or(err)
 	}
 	resp.Body.Close()
-	u.location = u.next(resp, u.location)
 	want := u.sent + n
 	if got, ok := held(resp); ok && got != want {
-		u.location, u.sent = "", 0
+		u.location = u.next(resp, u.location)
 		return fmt.Errorf("%w: it holds %d bytes of the upload, not %d", backends.ErrUnreachable, got, want)
 	}
-	u.sent = want
+	u.location, u.sent = u.next(resp, u.location), want
 	return nil
+}
+
+// ask asks the session at an address how many bytes it holds, -1 when it is no
+// more or does not say, and where it goes on.
+func (u *upload) ask(ctx context.Context, at string) (n int64, next string, err error) {
+	resp, err := u.w.do(ctx, call{session: u.session(), method: http.MethodGet, url: at}, http.StatusNoContent, http.StatusOK)
+	switch {
+	case statusOf(err) >= 400 && statusOf(err) < 500 && !errors.Is(err, backends.ErrAuth) && !errors.Is(err, backends.ErrBusy):
+		return -1, "", nil
+	case err != nil:
+		return -1, "", err
+	}
+	resp.Body.Close()
+	n, ok := held(resp)
+	if !ok {
+		return -1, "", nil
+	}
+	return n, u.next(resp, at), nil
 }
 
 // faulty remembers why its reader failed, which an HTTP client wraps beyond
@@ -314,23 +374,28 @@ func (u *upload) unchanged(ctx context.Context, saw *backends.Image) error {
 	return nil
 }
 
+// sessionTries is how many sessions one push may use up.
+const sessionTries = 3
+
 // blob brings the content into the repository.
 func (u *upload) blob(ctx context.Context, digest string, r io.ReaderAt, size int64) error {
-	there, err := u.w.hasBlob(ctx, u.repository, digest)
-	if err != nil {
-		return err
-	}
-	if there {
-		u.drop(ctx)
-		return nil
-	}
-	resumed := u.sent > 0
-	err = u.send(ctx, digest, r, size)
-	if err != nil && resumed && u.location == "" && ctx.Err() == nil && statusOf(err) != 0 {
-		// The session has been lost on the way: once more, from the beginning.
+	for tries := 1; ; tries++ {
+		there, err := u.w.hasBlob(ctx, u.repository, digest)
+		if err != nil {
+			return err
+		}
+		if there {
+			u.drop(ctx)
+			return nil
+		}
+		resumed := u.sent > 0
 		err = u.send(ctx, digest, r, size)
+		// A session that has been lost on the way is begun anew, unless it was
+		// refused from its first byte on.
+		if err == nil || u.location != "" || ctx.Err() != nil || tries == sessionTries || !lostAnswer(err) && !(resumed && statusOf(err) != 0) {
+			return err
+		}
 	}
-	return err
 }
 
 // send sends what the session lacks, and closes it.
@@ -384,6 +449,7 @@ func (u *upload) finish(ctx context.Context, digest string, r io.ReaderAt, size 
 		header: map[string]string{"Content-Type": "application/octet-stream"}}
 	if r != nil {
 		src.r, c.off, c.size = r, u.sent, size-u.sent
+		ctx = pacer.Once(ctx) // a session that has taken a part of it takes no other
 	}
 	resp, err := u.w.do(ctx, c, http.StatusCreated, http.StatusNoContent)
 	u.location, u.sent = "", 0

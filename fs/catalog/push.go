@@ -64,6 +64,13 @@ func (s *Staged) push(ctx context.Context, mtime time.Time) (img backends.Image,
 		return img, &backends.Error{Op: "resume push", Client: cl.Name, Ref: to, Err: backends.ErrStale,
 			Hint: "the remote has something newer under this name; the bytes are kept in " + s.file.Path()}
 	}
+	// The file is whole: should this program end while the parts that were sent
+	// ahead are on their way, the next run finishes the push.
+	if err := s.file.Update(func(m *staging.Meta) {
+		m.State, m.Size, m.MD5, m.SHA256, m.Replaces = staging.Uploading, size, content.MD5, content.SHA256, seen
+	}); err != nil {
+		return img, err
+	}
 	up := s.takeAhead()
 	if up == nil {
 		resume := ""
@@ -74,10 +81,7 @@ func (s *Staged) push(ctx context.Context, mtime time.Time) (img backends.Image,
 			return img, err
 		}
 	}
-	if err := s.file.Update(func(m *staging.Meta) {
-		m.State, m.Size, m.MD5, m.SHA256 = staging.Uploading, size, content.MD5, content.SHA256
-		m.UploadState, m.Replaces = up.State(), seen
-	}); err != nil {
+	if err := s.file.Update(func(m *staging.Meta) { m.UploadState = up.State() }); err != nil {
 		return img, err
 	}
 	s.mu.Lock()

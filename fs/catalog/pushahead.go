@@ -122,7 +122,7 @@ func (a *aheadUpload) run(s *Staged) error {
 	if size == 0 {
 		return nil
 	}
-	if err := s.file.Update(func(m *staging.Meta) { m.UploadState = a.up.State() }); err != nil {
+	if err := a.journal(s); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(a.ctx)
@@ -136,7 +136,12 @@ func (a *aheadUpload) run(s *Staged) error {
 		s.mu.Unlock()
 		switch {
 		case whole:
-			g.Go(func() error { return a.up.Part(ctx, part, s.file) })
+			g.Go(func() error {
+				if err := a.up.Part(ctx, part, s.file); err != nil {
+					return err
+				}
+				return a.journal(s)
+			})
 		case finish:
 			return g.Wait()
 		default:
@@ -147,6 +152,12 @@ func (a *aheadUpload) run(s *Staged) error {
 		}
 	}
 	return g.Wait()
+}
+
+// journal writes down how far the upload has got, for the next run: stores like
+// registries take it up only exactly where it stands.
+func (a *aheadUpload) journal(s *Staged) error {
+	return s.file.Update(func(m *staging.Meta) { m.UploadState = a.up.State() })
 }
 
 // stopAhead gives up what was sent ahead. It is called with s.mu held.
