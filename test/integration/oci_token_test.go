@@ -188,7 +188,9 @@ func TestTokens(t *testing.T) {
 	r := startRegistry(t, registryOptions{token: s})
 	r.push("public/tool:1", imageOf(t, v1.Config{Cmd: []string{"/bin/echo", "hello"}}, busybox(t)))
 	r.push("private/tool:1", imageOf(t, v1.Config{Cmd: []string{"/bin/echo", "secret"}}, busybox(t)))
-	mount := func(t *testing.T, m *machine) *mounted { return m.mount("--client=lab", "--registry=lab="+r.scheme+"://"+r.host) }
+	mount := func(t *testing.T, m *machine) *mounted {
+		return m.mount("--client=lab", "--registry=lab="+r.scheme+"://"+r.host)
+	}
 
 	t.Run("anonymous", func(t *testing.T) {
 		d := mount(t, newMachine(t))
