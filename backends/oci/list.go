@@ -172,10 +172,11 @@ func (s *Store) names(ctx context.Context, n session, path string) iter.Seq2[[]s
 		at := fmt.Sprintf("%s/v2/%s?n=%d", s.base, path, pageSize)
 		for seen := map[string]bool{}; !seen[at]; {
 			seen[at] = true
-			resp, err := s.do(ctx, call{session: n, method: http.MethodGet, url: at}, http.StatusOK)
-			var body []byte
-			if err == nil {
-				body, err = readShort(ctx, resp, maxPage)
+			resp, body, err := s.get(ctx, call{session: n, method: http.MethodGet, url: at}, maxPage)
+			if statusOf(err) == http.StatusBadRequest && len(seen) == 1 {
+				// It gives fewer at once; how many is then its own choice.
+				at = s.base + "/v2/" + path
+				resp, body, err = s.get(ctx, call{session: n, method: http.MethodGet, url: at}, maxPage)
 			}
 			var page struct {
 				Repositories []string `json:"repositories"`
@@ -280,8 +281,14 @@ func (s *Store) list(ctx context.Context, results chan<- found) {
 			for repository := range repositories {
 				ref := refOf(repository, "")
 				list, err := s.Tags(ctx, ref.Collection, ref.Name)
-				if err != nil && !s.hidden(err) {
+				switch {
+				case err != nil && !s.hidden(err):
 					send(found{img: backends.Image{Ref: ref}, err: err})
+				case errors.Is(err, iofs.ErrNotExist):
+				case err != nil && ref.Collection != "":
+					// Who asks for it by name is told that it is refused, not that
+					// it does not exist.
+					send(found{collection: ref.Collection})
 				}
 				for _, ref.Tag = range list {
 					select {
@@ -305,6 +312,8 @@ func (s *Store) list(ctx context.Context, results chan<- found) {
 					}
 				case !s.hidden(err):
 					send(found{img: backends.Image{Ref: ref}, err: err})
+				case !errors.Is(err, iofs.ErrNotExist) && ref.Collection != "":
+					send(found{collection: ref.Collection})
 				}
 			}
 		})

@@ -131,15 +131,12 @@ func (s *Store) describe(ctx context.Context, repository, reference string) (*fa
 
 // manifest fetches a manifest or an index and checks its digest.
 func (s *Store) manifest(ctx context.Context, repository, reference string) (fetched, error) {
-	resp, err := s.do(ctx, call{session: session{repository, pull}, method: http.MethodGet,
-		url: repository + "/manifests/" + reference, accept: acceptManifest}, http.StatusOK)
+	resp, raw, err := s.get(ctx, call{session: session{repository, pull}, method: http.MethodGet,
+		url: repository + "/manifests/" + reference, accept: acceptManifest}, maxManifest)
 	if err != nil {
 		return fetched{}, err
 	}
-	m := fetched{mediaType: mediaTypeOf(resp.Header.Get("Content-Type"))}
-	if m.raw, err = readShort(ctx, resp, maxManifest); err != nil {
-		return fetched{}, err
-	}
+	m := fetched{mediaType: mediaTypeOf(resp.Header.Get("Content-Type")), raw: raw}
 	var head struct {
 		SchemaVersion int               `json:"schemaVersion"`
 		MediaType     types.MediaType   `json:"mediaType"`
@@ -297,16 +294,14 @@ func (s *Store) config(ctx context.Context, repository string, d v1.Descriptor) 
 	}
 	raw := d.Data // may be embedded (OCI image specification, descriptor.md)
 	if len(raw) == 0 {
-		resp, err := s.do(ctx, call{session: session{repository, pull}, method: http.MethodGet,
-			url: repository + "/blobs/" + d.Digest.String()}, http.StatusOK)
+		_, got, err := s.get(ctx, call{session: session{repository, pull}, method: http.MethodGet,
+			url: repository + "/blobs/" + d.Digest.String()}, maxConfig)
 		if statusOf(err) == http.StatusNotFound {
 			return nil, fmt.Errorf("%w: the registry lacks its configuration %s", backends.ErrCorrupt, d.Digest)
 		} else if err != nil {
 			return nil, err
 		}
-		if raw, err = readShort(ctx, resp, maxConfig); err != nil {
-			return nil, err
-		}
+		raw = got
 	}
 	if sum, _ := digestBy(d.Digest.String(), raw); sum != d.Digest.String() {
 		return nil, fmt.Errorf("%w: the configuration %s comes with the digest %s", backends.ErrCorrupt, d.Digest, sum)

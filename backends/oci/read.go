@@ -45,9 +45,17 @@ func (s *Store) OpenBlob(ctx context.Context, img backends.Image, digest string,
 		return nil, err
 	}
 	for _, d := range f.manifest.Layers {
-		if d.Digest.String() == digest {
-			return s.open(ctx, op, img.Ref, blob{digest, d.Size, backends.ErrCorrupt}, off, n)
+		if d.Digest.String() != digest {
+			continue
 		}
+		body, err := s.open(ctx, op, img.Ref, blob{digest, d.Size, backends.ErrCorrupt}, off, n)
+		if errors.Is(err, backends.ErrStale) {
+			// Gone with its image, or is the image broken?
+			if _, is := s.manifest(ctx, repositoryOf(img.Ref.Collection, img.Ref.Name), img.Revision); is == nil {
+				err = s.fail(ctx, op, img.Ref, fmt.Errorf("%w: the registry has the image, but lacks its layer %s", backends.ErrCorrupt, digest))
+			}
+		}
+		return body, err
 	}
 	return nil, &backends.Error{Op: op, Client: s.client, Ref: img.Ref, Err: fmt.Errorf("%.150q: %w", digest, iofs.ErrNotExist)}
 }

@@ -180,16 +180,42 @@ func (s *Store) do(ctx context.Context, c call, ok ...int) (*http.Response, erro
 // text is a short body.
 func text(b []byte) (body io.ReaderAt, size int64) { return bytes.NewReader(b), int64(len(b)) }
 
+// errBrokenOff: an answer ended in its middle.
+var errBrokenOff = fmt.Errorf("%w: its answer breaks off", backends.ErrUnreachable)
+
+// shortTries is how often a short answer is asked for that breaks off.
+const shortTries = 3
+
+// get sends a call whose answer is short, and reads it; again when it breaks
+// off.
+func (s *Store) get(ctx context.Context, c call, limit int64) (*http.Response, []byte, error) {
+	for try := 1; ; try++ {
+		resp, err := s.do(ctx, c, http.StatusOK)
+		if err != nil {
+			return nil, nil, err
+		}
+		body, err := readShort(ctx, resp, limit)
+		if err == nil {
+			return resp, body, nil
+		}
+		if try == shortTries || !errors.Is(err, errBrokenOff) {
+			return nil, nil, err
+		}
+	}
+}
+
 // readShort reads an answer's body, which must not be longer than limit, and
-// closes it.
+// closes it. One that stands still has taken long enough to be no errBrokenOff.
 func readShort(ctx context.Context, resp *http.Response, limit int64) ([]byte, error) {
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case err != nil:
+	case errors.Is(err, backends.ErrUnreachable):
 		return nil, lost(err)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", errBrokenOff, innermost(err))
 	case int64(len(b)) > limit:
 		return nil, fmt.Errorf("%w: an answer of more than %d bytes", backends.ErrCorrupt, limit)
 	}

@@ -20,9 +20,11 @@ const (
 	// layersAtOnce is how many layers are fetched and unpacked at a time. More
 	// would wait for processors, each with some megabytes in hand.
 	layersAtOnce = 4
-	// layerTries is how often the stream of a layer may break off before it is
-	// given up.
-	layerTries = 5
+	// layerTries is how often in a row the stream of a layer may break off
+	// without a byte having come, and layerPatience for how long none may have
+	// come then, before it is given up.
+	layerTries    = 5
+	layerPatience = 90 * time.Second
 )
 
 // assembly is a container image that is ready to be read: the map of the file,
@@ -86,7 +88,7 @@ func blobOf(store backends.Layered, img backends.Image, d backends.Layer) oci.La
 		return store.OpenBlob(ctx, img, d.Digest, off, n)
 	}
 	l.Open = func(ctx context.Context) (io.ReadCloser, error) {
-		s := &stream{ctx: ctx, open: func(off int64) (io.ReadCloser, error) { return store.OpenBlob(ctx, img, d.Digest, off, -1) }}
+		s := &stream{ctx: ctx, moved: time.Now(), open: func(off int64) (io.ReadCloser, error) { return store.OpenBlob(ctx, img, d.Digest, off, -1) }}
 		return s, s.reopen()
 	}
 	return l
@@ -101,7 +103,8 @@ type stream struct {
 	body   io.ReadCloser
 	closed bool
 	off    int64
-	broken int
+	broken int       // how often since the last byte
+	moved  time.Time // when that came
 }
 
 func (s *stream) reopen() error {
@@ -126,11 +129,24 @@ func (s *stream) Read(p []byte) (int, error) {
 	s.mu.Unlock()
 	n, err := body.Read(p)
 	s.off += int64(n)
-	if err == nil || err == io.EOF || s.ctx.Err() != nil || s.broken == layerTries {
+	if n > 0 {
+		s.broken, s.moved = 0, time.Now()
+	}
+	if err == nil || err == io.EOF || s.ctx.Err() != nil {
 		return n, err
 	}
-	s.broken++
+	if s.broken++; s.broken == layerTries || s.broken > 1 && time.Since(s.moved) > layerPatience {
+		if !errors.Is(err, backends.ErrUnreachable) {
+			err = fmt.Errorf("%w: its answers break off: %w", backends.ErrUnreachable, err)
+		}
+		return n, err
+	}
 	body.Close()
+	select {
+	case <-s.ctx.Done():
+		return n, context.Cause(s.ctx)
+	case <-time.After(time.Duration(s.broken-1) * time.Second):
+	}
 	if again := s.reopen(); again != nil {
 		return n, again
 	}

@@ -236,7 +236,12 @@ func (d *mounted) fails(text, format string, args ...any) {
 
 // try runs a shell line in the mount.
 func (d *mounted) try(format string, args ...any) (stdout, stderr string, err error) {
-	ctx, cancel := context.WithTimeout(d.t.Context(), 2*time.Minute)
+	return d.tryFor(120, format, args...)
+}
+
+// tryFor runs one that may take so many seconds.
+func (d *mounted) tryFor(seconds int, format string, args ...any) (stdout, stderr string, err error) {
+	ctx, cancel := context.WithTimeout(d.t.Context(), time.Duration(seconds)*time.Second)
 	defer cancel()
 	cmd := d.command(ctx, "bash", "-euo", "pipefail", "-c", fmt.Sprintf(format, args...))
 	cmd.Dir = d.dir

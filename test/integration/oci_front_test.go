@@ -35,6 +35,7 @@ type fault struct {
 	// still after at bytes, with one bit flipped there, or of another length.
 	cut, stall, flip bool
 	longer           int
+	rewrite          func(body []byte, h http.Header) []byte
 	at               int64
 	// until has the request wait before anything else.
 	until chan struct{}
@@ -68,13 +69,11 @@ func kindOf(r *http.Request) string {
 func behind(t *testing.T, r *registry) *front {
 	t.Helper()
 	f := &front{asked: map[string]int{}}
-	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: r.scheme, Host: r.host})
-	direct := proxy.Director
-	proxy.Director = func(req *http.Request) {
-		host := req.Host
-		direct(req)
-		req.Host = host // the registry names itself by it
-	}
+	to := &url.URL{Scheme: r.scheme, Host: r.host}
+	proxy := &httputil.ReverseProxy{Rewrite: func(p *httputil.ProxyRequest) {
+		p.SetURL(to)
+		p.Out.Host = p.In.Host // the registry names itself by it
+	}}
 	proxy.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		f.mu.Lock()
@@ -132,6 +131,8 @@ func (x *fault) serve(w http.ResponseWriter, req *http.Request, next *httputil.R
 	case x.flip && len(body) > 0:
 		body = bytes.Clone(body)
 		body[min(at, len(body)-1)] ^= 0x20
+	case x.rewrite != nil:
+		body = x.rewrite(body, w.Header())
 	case x.longer > 0:
 		body = append(bytes.Clone(body), make([]byte, x.longer)...)
 	case x.longer < 0:
