@@ -70,6 +70,21 @@ type Settings struct {
 	UserAgent string
 }
 
+// Connector is a Transport that can make a connection ahead of the request for
+// it.
+type Connector interface {
+	// Connect makes a connection to the host of an address ready, if there is
+	// none. It returns at once; failure is told to nobody.
+	Connect(address string)
+}
+
+// Connect makes a connection ready where the Transport can.
+func (s Settings) Connect(address string) {
+	if c, ok := s.Transport.(Connector); ok {
+		c.Connect(address)
+	}
+}
+
 // Lookup returns the value of the first of the variables names that is set: in
 // the environment, then in the client's stored settings. White space and
 // quotes around a value, which a shell line with spaces round its "=" leaves

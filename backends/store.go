@@ -334,6 +334,13 @@ func Fingerprint(parts ...string) string {
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
+// Preparer is a store that can shorten the way to the first bytes of an image.
+type Preparer interface {
+	// Prepare says that bytes will probably be asked for within seconds. It
+	// returns at once and tells of no failure.
+	Prepare()
+}
+
 // CaseFolder is a store that may ignore case in names.
 type CaseFolder interface {
 	// FoldsCase reports whether names that differ only by case are one.

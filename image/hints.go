@@ -9,17 +9,21 @@ const (
 	tablesHint = 1 << 20
 	// rootHint is taken around a root directory's inode.
 	rootHint = 64 << 10
+	// startHint bounds what is taken from the start of a squashfs's data, where
+	// writers put the files of the first folders, /bin among them: the shell and
+	// its like, with which every start begins. It is one part in startShare of
+	// the image at most.
+	startHint  = 1 << 20
+	startShare = 256
 )
 
 // Hints returns the ranges of an image of size bytes that whoever mounts or runs
 // it will ask for first: worth fetching together with its first byte. They are
-// in order, do not overlap, and lie within the file; at most some 1.3 MB.
+// in order, do not overlap, lie within the file, and come to at most some 2.3 MB.
 func Hints(l Layout, size int64) []Range {
 	want := []Range{{0, headHint}}
 	if t := l.Tables; t.Len > 0 {
-		if l.FSOffset > headHint/2 {
-			want = append(want, Range{l.FSOffset, headHint / 2})
-		}
+		want = append(want, Range{l.FSOffset, max(headHint/2, min(startHint, size/startShare))})
 		if t.Len > tablesHint {
 			// Large tables: the root's inode, which writers put last among the
 			// inodes, and the end of it all, where the tables are that a mount

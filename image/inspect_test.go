@@ -262,7 +262,7 @@ func TestInspectFetchesLittle(t *testing.T) {
 				t.Errorf("%s: the tables' block at %d was read and is not hinted at", tc.name, b*fetched)
 			}
 		}
-		if hinted > 1400<<10 {
+		if hinted > 2400<<10 {
 			t.Errorf("%s: %d bytes of hints", tc.name, hinted)
 		}
 	}

@@ -71,6 +71,8 @@ type Store struct {
 	parallel int
 	spelling spelling
 	place    string
+	// connect makes a connection to where content comes from.
+	connect func()
 
 	mu         sync.Mutex
 	pollNotYet time.Time // Dropbox asked for no longpoll before; guarded by mu
@@ -91,6 +93,7 @@ var (
 	_ backends.Accounter  = (*Store)(nil)
 	_ backends.CaseFolder = (*Store)(nil)
 	_ backends.Placer     = (*Store)(nil)
+	_ backends.Preparer   = (*Store)(nil)
 )
 
 // Open makes the store from a token in TokenSetting or, without one, from what
@@ -147,8 +150,12 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 		users:    users.NewContext(conf),
 		parallel: parallel,
 		place:    place,
+		connect:  func() { s.Connect(hosts.route("content", "files", "download")) },
 	}, nil
 }
+
+// Prepare makes a connection ready for a download.
+func (s *Store) Prepare() { s.connect() }
 
 // Place tells accounts and services apart.
 func (s *Store) Place() string { return s.place }

@@ -94,6 +94,7 @@ var Client = backends.Client{
 type Store struct {
 	client  string // its name in the tree
 	log     *slog.Logger
+	connect func() // makes a connection ready
 	base    string // "https://www.googleapis.com", without a slash at the end
 	http    *http.Client
 	svc     *drive.Service
@@ -132,6 +133,7 @@ var (
 	_ backends.Usager    = (*Store)(nil)
 	_ backends.Accounter = (*Store)(nil)
 	_ backends.Placer    = (*Store)(nil)
+	_ backends.Preparer  = (*Store)(nil)
 )
 
 // Open makes the store from the file that CredentialsSetting names and, for an
@@ -175,6 +177,7 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 	st := &Store{
 		client:  s.Client,
 		log:     s.Log,
+		connect: func() { s.Connect(base) },
 		base:    base,
 		http:    hc,
 		svc:     svc,
@@ -199,6 +202,9 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 	}
 	return st, nil
 }
+
+// Prepare makes a connection ready for a download.
+func (s *Store) Prepare() { s.connect() }
 
 // Place tells accounts, folders and services apart.
 func (s *Store) Place() string {

@@ -114,6 +114,7 @@ type Store struct {
 	log       *slog.Logger
 	registry  name.Registry
 	base      string // SCHEME://HOST
+	connect   func() // makes a connection ready
 	creds     *credentials
 	transport http.RoundTripper
 	platform  platform
@@ -133,14 +134,15 @@ type Writer struct {
 }
 
 var (
-	_ backends.Store   = (*Store)(nil)
-	_ backends.Layered = (*Store)(nil)
-	_ backends.Tagger  = (*Store)(nil)
-	_ backends.Placer  = (*Store)(nil)
-	_ backends.Store   = (*Writer)(nil)
-	_ backends.Pusher  = (*Writer)(nil)
-	_ backends.Remover = (*Writer)(nil)
-	_ backends.Renamer = (*Writer)(nil)
+	_ backends.Store    = (*Store)(nil)
+	_ backends.Layered  = (*Store)(nil)
+	_ backends.Tagger   = (*Store)(nil)
+	_ backends.Placer   = (*Store)(nil)
+	_ backends.Preparer = (*Store)(nil)
+	_ backends.Store    = (*Writer)(nil)
+	_ backends.Pusher   = (*Writer)(nil)
+	_ backends.Remover  = (*Writer)(nil)
+	_ backends.Renamer  = (*Writer)(nil)
 )
 
 // Place tells registries and their users apart.
@@ -191,6 +193,7 @@ func (v service) openStore(s backends.Settings) (backends.Store, error) {
 	}
 	st := &Store{
 		client: s.Client, log: s.Log, registry: registry, base: scheme + "://" + host, creds: creds,
+		connect: func() { s.Connect(scheme + "://" + host) },
 		transport: &guard{
 			plain: plain, host: host, agent: s.UserAgent,
 			// Parts of uploads run as background requests: see package dropbox.
@@ -208,6 +211,10 @@ func (v service) openStore(s backends.Settings) (backends.Store, error) {
 	}
 	return st, nil
 }
+
+// Prepare makes a connection to the registry ready. Where it sends its readers
+// for blobs is not known in advance.
+func (s *Store) Prepare() { s.connect() }
 
 // parseAddress splits a registry's address, which may be a host alone.
 func parseAddress(address string) (host string, plain bool, err error) {

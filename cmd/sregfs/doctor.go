@@ -34,7 +34,7 @@ func (c *doctorCmd) Run(ctx context.Context, e *environment) error {
 	list := []finding{
 		checkDevice(), checkFusermount(), checkOthers(), checkPassthrough(e), checkRuntime(), checkCacheDisk(e), checkDatabase(ctx, e),
 	}
-	var clock remoteClock
+	clock := remoteClock{next: e.transport}
 	e.transport = &clock
 	clients, err := e.openEach(ctx)
 	if err != nil {
@@ -216,6 +216,7 @@ const clockSkew = 5 * time.Minute
 
 // remoteClock reads what time the services think it is from their answers.
 type remoteClock struct {
+	next  http.RoundTripper
 	mu    sync.Mutex
 	known bool
 	ahead time.Duration // of this machine's clock
@@ -224,7 +225,7 @@ type remoteClock struct {
 // RoundTrip passes a request on and notes the answer's Date (RFC 9110, section
 // 6.6.1).
 func (c *remoteClock) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := http.DefaultTransport.RoundTrip(req)
+	resp, err := c.next.RoundTrip(req)
 	if err != nil {
 		return nil, err
 	}

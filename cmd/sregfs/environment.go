@@ -28,7 +28,7 @@ type environment struct {
 	settings
 	stdout, stderr io.Writer
 	log            *slog.Logger
-	transport      http.RoundTripper // of all clients; nil for the ordinary one
+	transport      http.RoundTripper // of all clients
 }
 
 // getenv reads a variable as Settings.Lookup does, without quotes and spaces.

@@ -20,6 +20,8 @@ import (
 	"github.com/alecthomas/kong"
 	kongcompletion "github.com/jotaen/kong-completion"
 	"github.com/posener/complete"
+
+	"github.com/sregfs/sregfs/backends/conn"
 )
 
 // version is set by the linker.
@@ -139,7 +141,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		}
 		return err
 	}
-	env := &environment{settings: c.settings, stdout: stdout, stderr: stderr, log: newLogger(c.settings, stderr)}
+	connections := conn.New()
+	defer connections.CloseIdleConnections()
+	env := &environment{settings: c.settings, stdout: stdout, stderr: stderr, log: newLogger(c.settings, stderr), transport: connections}
 	slog.SetDefault(env.log) // for who has no other, libraries among them
 	return parsed.Run(env)
 }

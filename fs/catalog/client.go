@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/sregfs/sregfs/backends"
@@ -33,6 +34,9 @@ type Client struct {
 	// listing lacks need not be missing.
 	tags  bool
 	state listingState
+
+	preparer backends.Preparer // nil for a store that is none
+	prepared atomic.Int64      // when it was last asked to, Unix time in nanoseconds
 }
 
 func newClient(c *Catalog, name string, store backends.Store) *Client {
@@ -43,6 +47,7 @@ func newClient(c *Catalog, name string, store backends.Store) *Client {
 	if f, ok := backends.As[backends.CaseFolder](store); ok {
 		cl.fold = f.FoldsCase()
 	}
+	cl.preparer, _ = backends.As[backends.Preparer](store)
 	_, cl.tags = backends.As[backends.Tagger](store)
 	cl.state.init()
 	return cl

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"time"
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/index"
@@ -129,9 +130,28 @@ type recordJob struct {
 // without asking the network for anything. It never blocks; when very many
 // images are looked at at once, as by ls -l, some are left for the next look.
 func (cl *Client) Seen(img backends.Image) {
+	cl.prepare(img)
 	select {
 	case cl.cat.records <- recordJob{cl, img}:
 	default:
+	}
+}
+
+// prepareEvery is how often at most a store is told that bytes may be wanted.
+const prepareEvery = 5 * time.Second
+
+// prepare shortens the way to the first bytes of an image that is not here:
+// who looks at one by name may be about to run it.
+func (cl *Client) prepare(img backends.Image) {
+	if cl.preparer == nil {
+		return
+	}
+	now, last := time.Now().UnixNano(), cl.prepared.Load()
+	if now-last < int64(prepareEvery) {
+		return
+	}
+	if _, complete := cl.Cached(img); !complete && cl.prepared.CompareAndSwap(last, now) {
+		cl.preparer.Prepare()
 	}
 }
 
