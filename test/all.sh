@@ -79,7 +79,7 @@ integration() {
 }
 
 crash() {
-	gotest -tags integration -count 1 -p 1 -timeout 30m -run Crash -exec "$PWD/test/isolated.sh" ./test/integration/...
+	gotest -tags integration -count 1 -p 1 -timeout 30m -run 'Crash|Moments' -exec "$PWD/test/isolated.sh" ./test/integration/...
 }
 
 long() {

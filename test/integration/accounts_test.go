@@ -30,6 +30,12 @@ type account struct {
 	sent func() int64
 	// own makes a folder another user's; nil for a service.
 	own func(uid int) error
+	// registry is the address of a registry, for the flag of that name; "" for
+	// other clients. args are further flags.
+	registry string
+	args     []string
+	// retags: a rename is a copy and a deletion, and a crash leaves both.
+	retags bool
 }
 
 // recorded is the client's name in the Python client's database.

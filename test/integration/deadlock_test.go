@@ -20,7 +20,7 @@ import (
 
 // helpers are what this test program can be instead: programs of the tests'
 // own, picked by helperEnv.
-var helpers = map[string]func(args []string) error{"clumsy": clumsyDaemon}
+var helpers = map[string]func(args []string) error{"clumsy": clumsyDaemon, "watched": runWatched}
 
 const helperEnv = "SREGFS_TEST_HELPER"
 

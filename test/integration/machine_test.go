@@ -166,6 +166,12 @@ func (d *mounted) cleanup() {
 		_ = d.cmd.Process.Kill()
 		_ = syscall.Unmount(d.dir, 2)
 	}
+	if _, err := os.ReadDir(d.dir); errors.Is(err, syscall.ENOTCONN) {
+		// Nobody has taken the place of one that was killed.
+		if out, err := d.command(context.Background(), program, "unmount", d.dir).CombinedOutput(); err != nil {
+			d.t.Errorf("unmount of a dead mount: %v\n%s", err, out)
+		}
+	}
 	if d.t.Failed() {
 		d.t.Logf("log of %s:\n%s", d.dir, d.log)
 	}
@@ -263,11 +269,13 @@ func (d *mounted) want(want, format string, args ...any) {
 func (d *mounted) eventually(what string, check func() error) {
 	d.t.Helper()
 	var err error
-	for range 600 {
+	// Soon at first, then more seldom.
+	pause := 5 * time.Millisecond
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(pause) {
 		if err = check(); err == nil {
 			return
 		}
-		time.Sleep(100 * time.Millisecond)
+		pause = min(pause*5/4, 200*time.Millisecond)
 	}
 	d.t.Fatalf("waited in vain for %s: %v\n%s", what, err, d.log)
 }
