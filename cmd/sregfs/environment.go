@@ -226,7 +226,8 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 		return fail(err)
 	}
 	done.add(func() { _ = x.Close() })
-	o := catalog.Options{Index: x, ReadOnly: readOnly, Log: e.log, RecordNames: recordNames, DockerCmd: yes("SREGISTRY_DOCKER_CMD"), Profiles: profiles()}
+	o := catalog.Options{Index: x, ReadOnly: readOnly, Log: e.log, RecordNames: recordNames, DockerCmd: yes("SREGISTRY_DOCKER_CMD"),
+		Compress: e.ImageData == "zstd", Profiles: profiles()}
 	var cat *catalog.Catalog
 	if bytes {
 		objects := filepath.Join(e.cacheDir(), "objects")

@@ -50,7 +50,7 @@ func fromMountHelper(args []string) (line []string, ok bool, err error) {
 				}
 				out = append(out, flag+"="+value)
 			case !sloppy && !isMountOption(name):
-				return nil, true, fmt.Errorf("there is no mount option %q; sregfs has ro, allow_other, client, registry, cache_dir, cache_size, config, metrics, log_level and log_format", name)
+				return nil, true, fmt.Errorf("there is no mount option %q; sregfs has ro, allow_other, client, registry, cache_dir, cache_size, image_data, config, metrics, log_level and log_format", name)
 			}
 		}
 	}
@@ -58,7 +58,7 @@ func fromMountHelper(args []string) (line []string, ok bool, err error) {
 }
 
 // valueFlags are the flags that may stand as options with a value.
-var valueFlags = []string{"--client", "--registry", "--cache-dir", "--cache-size", "--config", "--metrics", "--log-level", "--log-format"}
+var valueFlags = []string{"--client", "--registry", "--cache-dir", "--cache-size", "--image-data", "--config", "--metrics", "--log-level", "--log-format"}
 
 // isMountOption reports whether an option is for mount(8) itself, which passes
 // on what an fstab line has.

@@ -55,6 +55,7 @@ type settings struct {
 	Registry  map[string]string `help:"A further OCI registry (repeatable); an http:// URL means plain HTTP." placeholder:"NAME=URL" mapsep:"none"`
 	CacheDir  string            `help:"Where fetched and staged bytes are kept (default: sregfs in SINGULARITY_CACHEDIR)." placeholder:"DIR" type:"path"`
 	CacheSize string            `help:"Limit of the cache, such as 50G, or 20% of its disk." placeholder:"SIZE" default:"20%"`
+	ImageData string            `help:"How the files of container images are kept in the cache: plain, or zstd for less room and slower reading." enum:"plain,zstd" default:"plain" env:"SREGFS_IMAGE_DATA"`
 	LogLevel  string            `help:"How much to log: debug, info, warn or error." enum:"debug,info,warn,error" default:"info" env:"SREGFS_LOG_LEVEL"`
 	LogFormat string            `help:"How to log: text or json." enum:"text,json" default:"text" env:"SREGFS_LOG_FORMAT"`
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -50,13 +51,13 @@ func (l *layer) key() string { return "layer:" + l.contents.DataKey() }
 
 // assemble finds out what there is to know of the layers, fetching those that
 // have no table of contents, and lays them over each other.
-func (cl *Client) assemble(ctx context.Context, img backends.Image, key string) (*assembly, error) {
+func (cl *Client) assemble(ctx context.Context, img backends.Image, key string, codec oci.Codec) (*assembly, error) {
 	store, m, err := cl.manifest(ctx, img)
 	if err != nil {
 		return nil, err
 	}
 	a := &assembly{cl: cl, img: img, layers: make([]*layer, len(m.Layers))}
-	contents := make([]*oci.Contents, len(m.Layers))
+	contents, crowded := make([]*oci.Contents, len(m.Layers)), make([]bool, len(m.Layers))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(layersAtOnce)
 	for i, d := range m.Layers {
@@ -67,12 +68,25 @@ func (cl *Client) assemble(ctx context.Context, img backends.Image, key string) 
 		l := &layer{source: blobOf(store, img, d)}
 		a.layers[i] = l
 		g.Go(func() (err error) {
-			contents[i], err = cl.learnLayer(gctx, l)
+			contents[i], err = cl.learnLayer(gctx, l, codec)
+			if crowded[i] = errors.Is(err, cache.ErrNoRoom); crowded[i] {
+				return nil
+			}
 			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
+	}
+	for i, l := range a.layers {
+		if !crowded[i] {
+			continue
+		}
+		// Too little room for several at once; those that are ready can be
+		// evicted, and what there is to know of them stays.
+		if contents[i], err = cl.learnLayer(ctx, l, codec); err != nil {
+			return nil, err
+		}
 	}
 	if a.image, err = oci.Assemble(ctx, m.Config, contents, cl.layeredOptions(m)); err != nil {
 		return nil, err
@@ -166,9 +180,9 @@ func (s *stream) Close() error {
 
 // learnLayer finds out what there is to know of a layer: what is noted, else
 // its table of contents, else what a reading of the whole layer tells.
-func (cl *Client) learnLayer(ctx context.Context, l *layer) (*oci.Contents, error) {
+func (cl *Client) learnLayer(ctx context.Context, l *layer, codec oci.Codec) (*oci.Contents, error) {
 	x := cl.cat.opts.Index
-	opts := oci.ScanOptions{}
+	opts := oci.ScanOptions{Codec: codec}
 	recall := func(key string) bool {
 		data, ok, err := x.Note(ctx, noteLayer, key)
 		known := new(oci.Contents)
@@ -282,12 +296,14 @@ func (r *assemblyReader) Read(p []byte) (int, error) {
 
 // Close lets go of the layers.
 func (r *assemblyReader) Close() error {
-	for _, o := range r.open {
+	var err error
+	for i, o := range r.open {
 		if o != nil {
-			o.Close()
+			err = errors.Join(err, o.Close())
+			r.open[i] = nil
 		}
 	}
-	return nil
+	return err
 }
 
 // ReadLayer is oci.Data's.
@@ -303,6 +319,11 @@ func (r *assemblyReader) ReadLayer(ctx context.Context, i int, p []byte, off int
 		return err
 	}
 	if r.open[i] == nil {
+		// The file has one layer's data after the other's, so that those read
+		// before may be evicted again.
+		if err := r.Close(); err != nil {
+			return err
+		}
 		o, err := r.a.data(ctx, l)
 		if err != nil {
 			return err
@@ -330,14 +351,36 @@ func (a *assembly) data(ctx context.Context, l *layer) (*cache.Object, error) {
 	})
 }
 
+// crowds reports whether the cache cannot hold the whole file beside its layers.
+// Then the file is not kept in it: an open file's blocks are not evicted, and
+// would leave no room for the layers that the next ones are read from.
+func (a *assembly) crowds() bool {
+	limit := a.cl.cat.opts.Cache.Stats().Limit
+	return !a.lazy() && limit > 0 && a.image.Size() > limit/2
+}
+
+// lazy reports whether a layer is read lazily.
+func (a *assembly) lazy() bool {
+	return slices.ContainsFunc(a.layers, func(l *layer) bool { return l.lazy != nil })
+}
+
+// readAt reads the file from its layers.
+func (a *assembly) readAt(ctx context.Context, p []byte, off int64) (int, error) {
+	r := &assemblyReader{a: a, ctx: ctx, open: make([]*cache.Object, len(a.layers))}
+	defer r.Close()
+	n, err := a.image.ReadAt(ctx, r, p, off)
+	if err != nil && err != io.EOF {
+		err = layeredKind(err)
+	}
+	return n, err
+}
+
 // complete writes the whole file into the cache in the background, once for
 // each assembly, so that the kernel can read it without this program. An image
 // with a lazy layer is left to what is read of it.
 func (a *assembly) complete(obj *cache.Object) {
-	for _, l := range a.layers {
-		if l.lazy != nil {
-			return
-		}
+	if a.lazy() {
+		return
 	}
 	a.filling.Do(func() {
 		cat := a.cl.cat

@@ -43,6 +43,10 @@ type Options struct {
 	// DockerCmd makes runscripts of container images use Cmd in place of
 	// Entrypoint (SREGISTRY_DOCKER_CMD).
 	DockerCmd bool
+	// Compress keeps the files of container images compressed (oci.Zstd):
+	// less room for more time. An image for which there is no room otherwise is
+	// kept so anyway.
+	Compress bool
 	// Profiles is the folder where it is remembered what the first start of an
 	// image read, a file for each, outside of any cache: so it serves all caches
 	// of a user, and a copy of the folder serves another machine. Empty for none.
@@ -59,6 +63,7 @@ type Catalog struct {
 	failures   failures
 	times      times
 	assemblies assemblies // container images that are open, or were a moment ago
+	squeezed   sync.Map   // bareKey of images that are compressed for want of room
 	started    bool       // listings are followed; set before the first question
 
 	ctx    context.Context // ends with Close
@@ -75,6 +80,12 @@ func New(stores map[string]backends.Store, o Options) (*Catalog, error) {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if err := c.times.load(c.ctx, o.Index); err != nil {
 		return nil, err
+	}
+	for n, err := range o.Index.Notes(c.ctx, noteSqueezed) {
+		if err != nil {
+			return nil, err
+		}
+		c.squeezed.Store(n.Key, true)
 	}
 	for name, store := range stores {
 		cl := newClient(c, name, store)

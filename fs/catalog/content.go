@@ -18,9 +18,10 @@ import (
 // Content is one open version of an image. It is safe for concurrent use; the
 // caller closes it.
 type Content struct {
-	size int64
-	file *os.File      // an image of a local store
-	obj  *cache.Object // otherwise
+	size   int64
+	file   *os.File      // an image of a local store
+	direct *assembly     // a container image that is read from its layers alone
+	obj    *cache.Object // otherwise
 	// opened is when, and first what is done at its first read; nil for nothing.
 	opened time.Time
 	once   sync.Once
@@ -74,6 +75,9 @@ func (c *Content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 	if c.file != nil {
 		return c.file.ReadAt(p, off)
 	}
+	if c.direct != nil {
+		return c.direct.readAt(ctx, p, off)
+	}
 	if c.first != nil {
 		c.once.Do(c.first)
 	}
@@ -86,13 +90,19 @@ func (c *Content) File() (*os.File, bool) {
 	if c.file != nil {
 		return c.file, true
 	}
+	if c.direct != nil {
+		return nil, false
+	}
 	return c.obj.File()
 }
 
-// Fill fetches all of it.
+// Fill fetches all of it. It fails with cache.ErrNoRoom for what cannot be kept.
 func (c *Content) Fill(ctx context.Context) error {
 	if c.file != nil {
 		return nil
+	}
+	if c.direct != nil {
+		return cache.ErrNoRoom
 	}
 	return c.obj.Fill(ctx)
 }
@@ -101,6 +111,9 @@ func (c *Content) Fill(ctx context.Context) error {
 func (c *Content) Close() error {
 	if c.file != nil {
 		return c.file.Close()
+	}
+	if c.direct != nil {
+		return nil
 	}
 	return c.obj.Close()
 }

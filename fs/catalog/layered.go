@@ -18,6 +18,9 @@ import (
 const (
 	noteLayer = "layer"   // data key or digest of a layer → its oci.Contents
 	noteSize  = "ocisize" // cache key of an image → its size in bytes
+	// noteSqueezed has the bareKey of each image for which there was room only
+	// when it was compressed: it stays so, whatever the limit is later.
+	noteSqueezed = "ocizstd"
 )
 
 // CacheKey names the content of img in the cache. A container image is cached
@@ -26,6 +29,15 @@ func (cl *Client) CacheKey(img backends.Image) string {
 	if !img.Layered {
 		return img.ContentKey(cl.Name)
 	}
+	key := cl.bareKey(img)
+	if cl.codec(key) == oci.Zstd {
+		key += " zstd"
+	}
+	return key
+}
+
+// bareKey is the CacheKey of a container image, whatever its codec is.
+func (cl *Client) bareKey(img backends.Image) string {
 	source := img.Ref.Collection + "/" + img.Ref.Name
 	key := fmt.Sprintf("oci:%s:%s@%s v%d", cl.Name, strings.TrimPrefix(source, "/"), img.Revision, oci.LayoutVersion)
 	if cl.cat.opts.DockerCmd {
@@ -34,18 +46,52 @@ func (cl *Client) CacheKey(img backends.Image) string {
 	return key
 }
 
+// codec is how the files of the image with that bareKey are kept.
+func (cl *Client) codec(bareKey string) oci.Codec {
+	if _, ok := cl.cat.squeezed.Load(bareKey); ok || cl.cat.opts.Compress {
+		return oci.Zstd
+	}
+	return oci.Plain
+}
+
 // openLayered opens a container image as one file. Its bytes are computed from
 // what is known of its layers: the first open of all waits for that, which
 // means for the layers themselves where they have no table of contents. The
 // file is kept in the cache like any other; all tags of a manifest share it.
 func (cl *Client) openLayered(ctx context.Context, img backends.Image) (*Content, error) {
-	c, key := cl.cat.opts.Cache, cl.CacheKey(img)
-	fail := func(err error) (*Content, error) {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+	bare := cl.bareKey(img)
+	codec := cl.codec(bare)
+	c, err := cl.openAs(ctx, img, codec)
+	if errors.Is(err, cache.ErrNoRoom) && codec == oci.Plain && ctx.Err() == nil {
+		cl.log.Warn("a container image does not fit into the cache as it is, and is kept compressed", "image", img.Ref.String())
+		cl.cat.squeezed.Store(bare, true)
+		if c, err = cl.openAs(ctx, img, oci.Zstd); err == nil {
+			err = cl.cat.opts.Index.SetNote(ctx, noteSqueezed, bare, []byte("1"))
+			if err == nil {
+				return c, nil
+			}
+			c.Close()
 		}
-		return nil, &backends.Error{Op: "open", Client: cl.Name, Ref: img.Ref, Err: layeredKind(err)}
+		cl.cat.squeezed.Delete(bare)
 	}
+	if err == nil {
+		return c, nil
+	}
+	e := &backends.Error{Op: "open", Client: cl.Name, Ref: img.Ref, Err: layeredKind(err)}
+	switch {
+	case ctx.Err() != nil:
+		e.Err = context.Cause(ctx)
+	case errors.Is(err, cache.ErrNoRoom):
+		limit := cl.cat.opts.Cache.Stats().Limit
+		e.Hint = fmt.Sprintf("the cache may have %d MB, too few for this image even if it is compressed; "+
+			"make it larger with --cache-size, or close and unpin other images", limit/1_000_000)
+	}
+	return nil, e
+}
+
+// openAs is openLayered with one codec.
+func (cl *Client) openAs(ctx context.Context, img backends.Image, codec oci.Codec) (*Content, error) {
+	c, key := cl.cat.opts.Cache, cl.CacheKey(img)
 	if _, _, complete := c.Stat(key); complete {
 		obj, err := c.Object(cache.Spec{Key: key, Size: -1})
 		switch {
@@ -54,18 +100,21 @@ func (cl *Client) openLayered(ctx context.Context, img backends.Image) (*Content
 		case err == nil:
 			obj.Close() // damaged: made again below
 		case !errors.Is(err, cache.ErrNotCached):
-			return fail(err)
+			return nil, err
 		}
 	}
 	a, err := cl.cat.assembled(ctx, key, func(ctx context.Context) (*assembly, error) {
-		return cl.assemble(ctx, img, key)
+		return cl.assemble(ctx, img, key, codec)
 	})
 	if err != nil {
-		return fail(err)
+		return nil, err
+	}
+	if a.crowds() {
+		return &Content{size: a.image.Size(), direct: a}, nil
 	}
 	obj, err := c.Object(cache.Spec{Key: key, Size: a.image.Size(), Fetcher: a})
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	a.complete(obj)
 	return &Content{size: obj.Size(), obj: obj}, nil

@@ -155,6 +155,15 @@ func (l Limits) check(entries, metadata int) error {
 	return nil
 }
 
+// Codec is how data files keep the blocks of files.
+type Codec = squash.Codec
+
+// The codecs: blocks as they are, and each compressed on its own.
+const (
+	Plain = squash.Plain
+	Zstd  = squash.Zstd
+)
+
 // ScanOptions are how a layer is scanned.
 type ScanOptions struct {
 	// Codec is how the data file keeps the files' blocks.
