@@ -28,7 +28,6 @@ func (s *Store) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 		}
 		// Names with a version, and records, wait for the end: what becomes of
 		// them depends on the files beside them.
-		bare := map[backends.Ref]bool{}
 		later := map[backends.Ref][]found{}
 		stopped := false
 		err := s.walk(ctx, "", func(dir directory) error {
@@ -41,7 +40,6 @@ func (s *Store) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 					later[f.ref.Latest()] = append(later[f.ref.Latest()], f)
 					continue
 				}
-				bare[f.ref] = true
 				if !yield(backends.Entry{Image: s.image(f)}, nil) {
 					stopped = true
 					return errStop
@@ -57,7 +55,12 @@ func (s *Store) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			return
 		}
 		for ref, files := range later {
-			for _, img := range s.resolveBeside(bare[ref], files) {
+			list, err := s.lookAll(candidates(ref))
+			if err != nil {
+				fail(err)
+				return
+			}
+			for _, img := range s.resolveBeside(len(list) > 0, files) {
 				if !yield(backends.Entry{Image: img}, nil) {
 					return
 				}
@@ -221,6 +224,20 @@ func (s *Store) look(p string) (f found, nested, ok bool, err error) {
 	return f, nested, true, nil
 }
 
+// lookAll looks at some paths and returns those that are images.
+func (s *Store) lookAll(paths []string) (list []found, err error) {
+	for _, p := range paths {
+		f, _, ok, err := s.look(p)
+		if err != nil && !errors.Is(err, unix.ENAMETOOLONG) {
+			return nil, err
+		}
+		if ok {
+			list = append(list, f)
+		}
+	}
+	return list, nil
+}
+
 // Stat finds the file of ref.
 func (s *Store) Stat(ctx context.Context, ref backends.Ref) (backends.Image, error) {
 	if err := ctx.Err(); err != nil {
@@ -239,15 +256,9 @@ func (s *Store) find(ctx context.Context, ref backends.Ref) (backends.Image, err
 		return backends.Image{}, iofs.ErrNotExist // what cannot be kept is not here
 	}
 	bare := ref.Latest()
-	var list []found
-	for _, p := range candidates(bare) {
-		f, _, ok, err := s.look(p)
-		if err != nil && !errors.Is(err, unix.ENAMETOOLONG) {
-			return backends.Image{}, err
-		}
-		if ok {
-			list = append(list, f)
-		}
+	list, err := s.lookAll(candidates(bare))
+	if err != nil {
+		return backends.Image{}, err
 	}
 	if f := best(list); f != nil && ref.Version == "" {
 		return s.image(*f), nil

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/sregfs/sregfs/backends"
@@ -76,21 +77,25 @@ func checkCollection(name string) error {
 
 // candidates are the files that may hold r, whose Version is empty, under names
 // without a version.
-func candidates(r backends.Ref) (list []string) {
-	add := func(p string) {
+func candidates(r backends.Ref) []string {
+	return slices.DeleteFunc(usual(r), func(p string) bool {
 		// What a path means is refOf's to say alone.
-		if got, _, ok := refOf(p); ok && got == r {
-			list = append(list, p)
-		}
-	}
+		got, _, ok := refOf(p)
+		return !ok || got != r
+	})
+}
+
+// usual are the paths that an image of the bare name r may have, among others
+// that mean something else.
+func usual(r backends.Ref) []string {
+	list := make([]string, 0, 2*len(backends.Extensions)+1)
 	for _, ext := range backends.Extensions {
-		add(path.Join(r.Collection, r.Name+":"+r.Tag+ext))
+		list = append(list, path.Join(r.Collection, r.Name+":"+r.Tag+ext))
 		if r.Tag == backends.DefaultTag {
-			add(path.Join(r.Collection, r.Name+ext))
+			list = append(list, path.Join(r.Collection, r.Name+ext))
 		}
 	}
-	add(path.Join(r.Collection, r.Name, r.Tag+nestedExtension))
-	return list
+	return append(list, path.Join(r.Collection, r.Name, r.Tag+nestedExtension))
 }
 
 // keyOf and pathOfKey turn paths into Image.Key and back.

@@ -23,10 +23,15 @@ type watcher struct {
 	inotify *inotify // nil where it is not to be had
 	every   bool     // look from time to time as well; others' changes may not be told
 
-	dirs   map[string]*watched       // by path
-	groups map[backends.Ref][]*known // by name without version
+	dirs map[string]*watched // by path
+	// odd are the files that usual does not lead to, by name without version:
+	// those with a version in their names, and records.
+	odd map[backends.Ref][]*known
 
-	// What the comparison under way has found.
+	// What the comparison under way has found. There may be very many in the
+	// first picture, of which nobody wants to be told.
+	first   bool
+	round   uint32 // of looking at one directory
 	touched map[backends.Ref]bool
 	changes []backends.Change
 }
@@ -39,12 +44,40 @@ type watched struct {
 	links      bool // there are symbolic links, whose targets change unseen
 }
 
-// known is an image's file as it was last seen. There may be very many.
+// known is an image's file as it was last seen. There may be very many, so what
+// its path tells is not kept.
 type known struct {
-	found
-	told   bool  // the feed has told of it
-	shown  bool  // as the image of the bare name
-	before stamp // what it told of
+	path   string
+	stamp  stamp
+	record *record // see found
+	round  uint32  // watcher.round when it was last seen
+	told   bool    // the feed has told of it
+	shown  bool    // as the image of the bare name
+	moved  bool    // it has changed since
+	link   bool
+}
+
+func (k *known) see(f found) {
+	k.path, k.stamp, k.record, k.link = f.path, f.stamp, f.record, f.link
+}
+
+// ref is what the file is called, with the version that its name has.
+func (k *known) ref() backends.Ref {
+	if k.record != nil {
+		ref, _ := recordRef(k.path)
+		return ref
+	}
+	ref, _, _ := refOf(k.path)
+	return ref
+}
+
+func (k *known) found() found {
+	return found{path: k.path, ref: k.ref(), stamp: k.stamp, link: k.link, record: k.record}
+}
+
+// isOdd reports whether the file f is to be found in watcher.odd.
+func isOdd(f found) bool {
+	return f.ref.Version != "" || f.isRecord() || !slices.Contains(usual(f.ref), f.path)
 }
 
 const (
@@ -57,7 +90,7 @@ const (
 
 func newWatcher(s *Store) *watcher {
 	w := &watcher{store: s,
-		dirs: map[string]*watched{}, groups: map[backends.Ref][]*known{},
+		dirs: map[string]*watched{}, odd: map[backends.Ref][]*known{},
 		touched: map[backends.Ref]bool{}}
 	if s.noInotify {
 		w.every = true
@@ -74,12 +107,47 @@ func newWatcher(s *Store) *watcher {
 
 // begin takes the first picture.
 func (w *watcher) begin(ctx context.Context) error {
+	w.first = true
+	defer func() { w.first = false }()
 	if err := w.compare(ctx, map[string]bool{"": true}, true); err != nil {
 		return err
 	}
-	w.finish()
-	w.changes = nil
+	for _, d := range w.dirs {
+		for _, k := range d.images {
+			if !k.told {
+				w.resolve(k.ref().Latest())
+			}
+		}
+	}
 	return nil
+}
+
+// touch has the images of the bare name g resolved when the comparison is over.
+func (w *watcher) touch(g backends.Ref) {
+	if !w.first {
+		w.touched[g] = true
+	}
+}
+
+func (w *watcher) tell(c backends.Change) {
+	if !w.first {
+		w.changes = append(w.changes, c)
+	}
+}
+
+// group are the files of the bare name g.
+func (w *watcher) group(g backends.Ref) []*known {
+	list := slices.Clone(w.odd[g])
+	for _, p := range usual(g) {
+		d := w.dirs[parent(p)]
+		if d == nil {
+			continue
+		}
+		if k := d.images[p]; k != nil && k.ref() == g && k.record == nil {
+			list = append(list, k)
+		}
+	}
+	return list
 }
 
 func (w *watcher) close() {
@@ -222,28 +290,35 @@ func (w *watcher) look(ctx context.Context, dir string, deep bool) error {
 		if !now.collection {
 			c.Deleted = true
 		}
-		w.changes = append(w.changes, c)
+		w.tell(c)
 	}
-	gone := maps.Clone(was.images)
 	was.links = false
+	w.round++
 	for _, f := range now.images {
-		delete(gone, f.path)
 		was.links = was.links || f.link
-		switch k := was.images[f.path]; {
+		k := was.images[f.path]
+		switch {
 		case k == nil:
-			k = &known{found: f}
+			k = &known{}
+			k.see(f)
 			was.images[f.path] = k
 			g := f.ref.Latest()
-			w.groups[g] = append(w.groups[g], k)
-			w.touched[g] = true
+			if isOdd(f) {
+				w.odd[g] = append(w.odd[g], k)
+			}
+			w.touch(g)
 		case k.stamp != f.stamp:
-			k.found = f
-			w.touched[f.ref.Latest()] = true
+			k.see(f)
+			k.moved = true
+			w.touch(f.ref.Latest())
 		}
+		k.round = w.round
 	}
-	for p, k := range gone {
-		delete(was.images, p)
-		w.remove(k)
+	for p, k := range was.images {
+		if k.round != w.round {
+			delete(was.images, p)
+			w.remove(k)
+		}
 	}
 	goneDirs := maps.Clone(was.dirs)
 	var failed error
@@ -273,12 +348,13 @@ func (w *watcher) watch(dir string) error {
 }
 
 func (w *watcher) remove(k *known) {
-	g := k.ref.Latest()
-	w.groups[g] = slices.DeleteFunc(w.groups[g], func(o *known) bool { return o == k })
-	if len(w.groups[g]) == 0 {
-		delete(w.groups, g)
+	g := k.ref().Latest()
+	if odd := slices.DeleteFunc(w.odd[g], func(o *known) bool { return o == k }); len(odd) == 0 {
+		delete(w.odd, g)
+	} else {
+		w.odd[g] = odd
 	}
-	w.touched[g] = true
+	w.touch(g)
 	w.tellGone(k)
 }
 
@@ -287,8 +363,8 @@ func (w *watcher) tellGone(k *known) {
 		return
 	}
 	k.told = false
-	w.changes = append(w.changes, backends.Change{Deleted: true,
-		Entry: backends.Entry{Image: backends.Image{Ref: k.ref, Key: keyOf(k.path)}}})
+	w.tell(backends.Change{Deleted: true,
+		Entry: backends.Entry{Image: backends.Image{Ref: k.ref(), Key: keyOf(k.path)}}})
 }
 
 // drop forgets a directory that has gone, and all below it.
@@ -311,7 +387,7 @@ func (w *watcher) drop(dir string) {
 		w.inotify.forget(dir)
 	}
 	if d.collection {
-		w.changes = append(w.changes, backends.Change{Deleted: true,
+		w.tell(backends.Change{Deleted: true,
 			Entry: backends.Entry{Collection: dir, Image: backends.Image{Key: keyOf(dir)}}})
 	}
 }
@@ -322,29 +398,39 @@ func parent(dir string) string {
 	return strings.TrimSuffix(up, "/")
 }
 
-// finish tells of the images whose file or name has changed. What an image is
-// called can depend on the others of its name; see resolve.
+// finish tells of the images whose file or name has changed.
 func (w *watcher) finish() {
 	for g := range w.touched {
-		group := w.groups[g]
-		files := make([]found, len(group))
-		for i, k := range group {
-			files[i] = k.found
-		}
-		images := w.store.resolve(files)
-		for _, k := range group {
-			i := slices.IndexFunc(images, func(img backends.Image) bool { return img.Key == keyOf(k.path) })
-			if i < 0 {
-				w.tellGone(k)
-				continue
-			}
-			bare := images[i].Ref.Version == ""
-			if k.told && k.before == k.stamp && k.shown == bare {
-				continue
-			}
-			k.told, k.before, k.shown = true, k.stamp, bare
-			w.changes = append(w.changes, backends.Change{Entry: backends.Entry{Image: images[i]}})
-		}
+		w.resolve(g)
 	}
-	w.touched = map[backends.Ref]bool{} // the first picture made it large
+	w.touched = map[backends.Ref]bool{} // an overflow made it large
+}
+
+// resolve finds out what the files of the bare name g are called, which can
+// depend on the others; see Store.resolve.
+func (w *watcher) resolve(g backends.Ref) {
+	group := w.group(g)
+	if w.first && len(group) == 1 {
+		// What stands alone has the bare name. Most do.
+		group[0].told, group[0].shown = true, true
+		return
+	}
+	files := make([]found, len(group))
+	for i, k := range group {
+		files[i] = k.found()
+	}
+	images := w.store.resolve(files)
+	for _, k := range group {
+		i := slices.IndexFunc(images, func(img backends.Image) bool { return img.Key == keyOf(k.path) })
+		if i < 0 {
+			w.tellGone(k)
+			continue
+		}
+		bare := images[i].Ref.Version == ""
+		if k.told && !k.moved && k.shown == bare {
+			continue
+		}
+		k.told, k.moved, k.shown = true, false, bare
+		w.tell(backends.Change{Entry: backends.Entry{Image: images[i]}})
+	}
 }
