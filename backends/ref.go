@@ -241,21 +241,30 @@ func ParseFile(name string) (r Ref, sidecar, ok bool) {
 // escape percent-encodes the bytes that cannot stand in a path or would garble
 // a terminal, and every "%" that unescape would otherwise take for its own.
 func escape(s string) string {
+	first := 0
+	for first < len(s) && !mustEscape(s, first) {
+		first++
+	}
+	if first == len(s) {
+		return s
+	}
 	var b strings.Builder
-	for i := range len(s) {
-		c := s[i]
-		switch {
-		case c == '/' || c < 0x20 || c == 0x7f,
-			c == '.' && i == 0,
-			c == '%' && escapeAt(s[i:]):
-			// A leading dot would make a name that tools hide or take for a
-			// temporary one.
-			fmt.Fprintf(&b, "%%%02X", c)
-		default:
-			b.WriteByte(c)
+	b.WriteString(s[:first])
+	for i := first; i < len(s); i++ {
+		if mustEscape(s, i) {
+			fmt.Fprintf(&b, "%%%02X", s[i])
+		} else {
+			b.WriteByte(s[i])
 		}
 	}
 	return b.String()
+}
+
+func mustEscape(s string, i int) bool {
+	c := s[i]
+	// A leading dot would make a name that tools hide or take for a temporary
+	// one.
+	return c == '/' || c < 0x20 || c == 0x7f || c == '.' && i == 0 || c == '%' && escapeAt(s[i:])
 }
 
 // escapeAt reports whether s begins with a sequence that escape writes.

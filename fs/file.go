@@ -87,11 +87,15 @@ var (
 )
 
 func (t *Tree) newFile(ctx context.Context, parent *fusefs.Inode, cl *catalog.Client, dir, file string, b brief, out *fuse.EntryOut) *fusefs.Inode {
-	n := &fileNode{tree: t, cl: cl, dir: dir, file: file, brief: b}
-	n.attr(&out.Attr, ino(cl.Name, path.Join(dir, file)))
+	id := fusefs.StableAttr{Mode: fuse.S_IFREG, Ino: inoIn(cl, dir, file), Gen: b.gen}
+	t.briefAttr(cl, b, &out.Attr, id.Ino)
 	out.SetEntryTimeout(t.timeout(cl))
-	out.SetAttrTimeout(n.attrTimeout())
-	return parent.NewInode(ctx, n, fusefs.StableAttr{Mode: fuse.S_IFREG, Ino: out.Attr.Ino, Gen: b.gen})
+	out.SetAttrTimeout(t.briefTimeout(cl, b))
+	// A listing shows again what is known already.
+	if old := parent.GetChild(file); old != nil && old.StableAttr() == id {
+		return old
+	}
+	return parent.NewInode(ctx, &fileNode{tree: t, cl: cl, dir: dir, file: file, brief: b}, id)
 }
 
 // newPending is the node of a file that is being written.
@@ -111,10 +115,17 @@ func (t *Tree) newPending(ctx context.Context, parent *fusefs.Inode, pf *pending
 const unkept = time.Nanosecond
 
 func (n *fileNode) attrTimeout() time.Duration {
-	if n.pf != nil || n.layered {
+	if n.pf != nil {
 		return unkept
 	}
-	return n.tree.timeout(n.cl)
+	return n.tree.briefTimeout(n.cl, n.brief)
+}
+
+func (t *Tree) briefTimeout(cl *catalog.Client, b brief) time.Duration {
+	if b.layered {
+		return unkept
+	}
+	return t.timeout(cl)
 }
 
 // path is what the user calls the file.
@@ -180,19 +191,24 @@ func (n *fileNode) attr(a *fuse.Attr, ino uint64) {
 		}
 		return
 	}
-	mode := uint32(fuse.S_IFREG | 0o755)
-	if n.readOnly || !n.cl.Writable() {
-		mode = fuse.S_IFREG | 0o555
-	}
-	mtime := n.tree.born
-	if n.modified != 0 {
-		mtime = time.Unix(0, n.modified)
-	}
-	n.tree.attr(a, ino, mode, mtime)
-	setSize(a, n.size)
+	n.tree.briefAttr(n.cl, n.brief, a, ino)
 	if n.pf != nil && n.pf.unlinked() {
 		a.Nlink = 0
 	}
+}
+
+// briefAttr is what stat shows of an image.
+func (t *Tree) briefAttr(cl *catalog.Client, b brief, a *fuse.Attr, ino uint64) {
+	mode := uint32(fuse.S_IFREG | 0o755)
+	if b.readOnly || !cl.Writable() {
+		mode = fuse.S_IFREG | 0o555
+	}
+	mtime := t.born
+	if b.modified != 0 {
+		mtime = time.Unix(0, b.modified)
+	}
+	t.attr(a, ino, mode, mtime)
+	setSize(a, b.size)
 }
 
 func (n *fileNode) Getattr(ctx context.Context, f fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {

@@ -13,9 +13,9 @@ package fs
 
 import (
 	"context"
-	"hash/fnv"
 	"log/slog"
 	"os"
+	"path"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -138,14 +138,43 @@ func (t *Tree) Unmount() error { return t.server.Unmount() }
 
 // ino is the inode number of a name in the tree: the same on every mount.
 func ino(parts ...string) uint64 {
-	h := fnv.New64a()
+	h := hash(offset64)
 	for _, p := range parts {
-		h.Write([]byte(p))
-		h.Write([]byte{0})
+		h = h.add(p).end()
 	}
-	// Small numbers are the kernel's, the highest are go-fuse's.
-	return h.Sum64()>>2 | 1<<32
+	return h.number()
 }
+
+// inoIn is ino(cl.Name, path.Join(dir, name)), for listings of very many names:
+// it leaves nothing to be collected.
+func inoIn(cl *catalog.Client, dir, name string) uint64 {
+	if dir == "" || name == "." || name == ".." {
+		return ino(cl.Name, path.Join(dir, name))
+	}
+	return hash(offset64).add(cl.Name).end().add(dir).add("/").add(name).end().number()
+}
+
+// hash is an FNV-1a hash under way.
+type hash uint64
+
+const (
+	offset64 = 14695981039346656037
+	prime64  = 1099511628211
+)
+
+func (h hash) add(s string) hash {
+	for i := range len(s) {
+		h = (h ^ hash(s[i])) * prime64
+	}
+	return h
+}
+
+// end keeps parts apart.
+func (h hash) end() hash { return h * prime64 }
+
+// number is an inode number. Small ones are the kernel's, the highest are
+// go-fuse's.
+func (h hash) number() uint64 { return uint64(h)>>2 | 1<<32 }
 
 // attr fills in what every node has.
 func (t *Tree) attr(a *fuse.Attr, ino uint64, mode uint32, mtime time.Time) {

@@ -52,6 +52,8 @@ type Index struct {
 	page      int // rows that are read at once while a caller iterates
 	maxPlaces int // places that a Diff tells singly
 
+	rooms sync.Pool // of *[]stored, for a page of images
+
 	indexing chan struct{} // wakes the search indexer
 	cancel   context.CancelFunc
 	work     sync.WaitGroup

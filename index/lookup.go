@@ -2,6 +2,7 @@ package index
 
 import (
 	"context"
+	"database/sql"
 	"iter"
 	"slices"
 	"strings"
@@ -68,16 +69,20 @@ func (x *Index) named(ctx context.Context, client, dir, file string, fold bool) 
 
 // images runs a query for images of a client that begins with imageSelect.
 func (x *Index) images(ctx context.Context, client, query string, args ...any) ([]stored, error) {
+	return x.appendImages(ctx, nil, client, query, args...)
+}
+
+func (x *Index) appendImages(ctx context.Context, all []stored, client, query string, args ...any) ([]stored, error) {
 	rows, err := x.state.read.rows(ctx, query, args...)
 	if err != nil {
-		return nil, err
+		return all, err
 	}
 	defer rows.Close()
-	var all []stored
+	scanner := imageScanner(client)
 	for rows.Next() {
-		s, err := scanImage(rows, client)
+		s, err := scanner.scan(rows)
 		if err != nil {
-			return nil, err
+			return all, err
 		}
 		all = append(all, s)
 	}
@@ -88,15 +93,15 @@ func (x *Index) images(ctx context.Context, client, query string, args ...any) (
 // byte order. It holds nothing while the loop body runs, and tells of changes
 // that come meanwhile or not, but of each name once. An error ends it.
 func (x *Index) Images(ctx context.Context, client, dir string) iter.Seq2[backends.Image, error] {
+	return x.ImagesFrom(ctx, client, dir, "", x.page)
+}
+
+// ImagesFrom is Images without the names before from. It reads so many objects
+// at once.
+func (x *Index) ImagesFrom(ctx context.Context, client, dir, from string, page int) iter.Seq2[backends.Image, error] {
 	return func(yield func(backends.Image, error) bool) {
 		fail := func(err error) { yield(backends.Image{}, x.state.failed("list "+client+"/"+dir, err)) }
-		id, err := x.client(ctx, client)
-		if err != nil {
-			fail(err)
-			return
-		}
-		rows, err := x.state.read.rows(ctx, `SELECT id FROM collection WHERE client = ? AND dir = ?`, id, dir)
-		collections, err := list[int64](rows, err)
+		id, collections, err := x.collections(ctx, client, dir)
 		if err != nil {
 			fail(err)
 			return
@@ -104,15 +109,22 @@ func (x *Index) Images(ctx context.Context, client, dir string) iter.Seq2[backen
 		if len(collections) == 0 {
 			return
 		}
-		query := imageSelect + `WHERE i.collection = ?3 AND i.file > ?4 ORDER BY i.file LIMIT ?5`
+		query := imageSelect + `WHERE i.collection = ?3 AND i.file >= ?4 ORDER BY i.file LIMIT ?5`
 		if len(collections) > 1 {
-			// Two of the store's names that are one in the tree, such as "%" and
-			// the empty one.
-			query = imageSelect + `WHERE c.client = ?1 AND c.dir = ?2 AND ?3 = ?3 AND i.file > ?4 ORDER BY i.file LIMIT ?5`
+			query = imageSelect + `WHERE c.client = ?1 AND c.dir = ?2 AND ?3 = ?3 AND i.file >= ?4 ORDER BY i.file LIMIT ?5`
 		}
-		after, size := "", x.page
+		size := page
+		room, _ := x.rooms.Get().(*[]stored)
+		if room == nil {
+			room = new([]stored)
+		}
+		defer func() {
+			clear((*room)[:cap(*room)]) // it keeps no image alive
+			x.rooms.Put(room)
+		}()
 		for {
-			all, err := x.images(ctx, client, query, id, dir, collections[0], after, size)
+			all, err := x.appendImages(ctx, (*room)[:0], client, query, id, dir, collections[0], from, size)
+			*room = all
 			if err != nil {
 				fail(err)
 				return
@@ -120,15 +132,16 @@ func (x *Index) Images(ctx context.Context, client, dir string) iter.Seq2[backen
 			last := len(all) < size
 			if !last {
 				// The name at the end may go on behind it.
+				from = all[len(all)-1].place.File
 				end := len(all)
-				for end > 0 && all[end-1].place.File == all[len(all)-1].place.File {
+				for end > 0 && all[end-1].place.File == from {
 					end--
 				}
 				if end == 0 {
 					size *= 2
 					continue
 				}
-				all = all[:end]
+				all, size = all[:end], page
 			}
 			for n := 0; n < len(all); {
 				end := n + 1
@@ -143,9 +156,62 @@ func (x *Index) Images(ctx context.Context, client, dir string) iter.Seq2[backen
 			if last {
 				return
 			}
-			after, size = all[len(all)-1].place.File, x.page
 		}
 	}
+}
+
+// collections returns the numbers of a client and of what is a directory in
+// its tree. There may be several: two of the store's names that are one there,
+// such as "%" and the empty one.
+func (x *Index) collections(ctx context.Context, client, dir string) (id int64, collections []int64, err error) {
+	if id, err = x.client(ctx, client); err != nil {
+		return 0, nil, err
+	}
+	rows, err := x.state.read.rows(ctx, `SELECT id FROM collection WHERE client = ? AND dir = ?`, id, dir)
+	collections, err = list[int64](rows, err)
+	return id, collections, err
+}
+
+// Names returns the file names of the images in a directory, each once, in byte
+// order. It reads an index that holds nothing else, not the images.
+func (x *Index) Names(ctx context.Context, client, dir string) ([]string, error) {
+	names, err := x.names(ctx, client, dir)
+	return names, x.state.failed("list "+client+"/"+dir, err)
+}
+
+// namesQuery answers with one row for many names: each row costs more than the
+// name does. No name has a "/" in it.
+const namesQuery = `SELECT group_concat(file, '/' ORDER BY file) FROM
+	(SELECT DISTINCT file FROM image WHERE collection = ? AND file > ? ORDER BY file LIMIT ?)`
+
+func (x *Index) names(ctx context.Context, client, dir string) ([]string, error) {
+	_, collections, err := x.collections(ctx, client, dir)
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, c := range collections {
+		for after := ""; ; {
+			var joined sql.NullString
+			if _, err := x.state.read.row(ctx, []any{&joined}, namesQuery, c, after, x.page); err != nil {
+				return nil, err
+			}
+			if joined.String == "" {
+				break
+			}
+			some := strings.Split(joined.String, "/")
+			all = append(all, some...)
+			if len(some) < x.page {
+				break
+			}
+			after = some[len(some)-1]
+		}
+	}
+	if len(collections) > 1 {
+		slices.Sort(all)
+		all = slices.Compact(all)
+	}
+	return all, nil
 }
 
 // Collections returns the names of the directories right under a directory,

@@ -167,6 +167,26 @@ func TestImagesPages(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got %d images, want %d; ends\n%q, want\n%q", len(got), len(want), got[max(0, len(got)-4):], want[len(want)-4:])
 	}
+	names, err := x.Names(t.Context(), "dropbox", "a")
+	if err != nil || len(names) != len(want) {
+		t.Fatalf("%d names, error %v, want %d", len(names), err, len(want))
+	}
+	for i, name := range names {
+		if file, _, _ := strings.Cut(want[i], " "); name != file {
+			t.Fatalf("name %d is %s, want %s", i, name, file)
+		}
+	}
+	for _, from := range []int{0, 1, 97, 98, 99, 100, 101} {
+		for _, page := range []int{1, 7, 1000} {
+			var got []string
+			for _, img := range collect(t, x.ImagesFrom(t.Context(), "dropbox", "a", names[min(from, len(names)-1)], page)) {
+				got = append(got, img.Ref.File()+" "+img.Revision)
+			}
+			if rest := want[min(from, len(want)-1):]; !slices.Equal(got, rest) {
+				t.Errorf("from name %d by %d: %d images, want %d", from, page, len(got), len(rest))
+			}
+		}
+	}
 	ids := collect(t, x.IDs(t.Context(), "dropbox"))
 	if len(ids) != n || !slices.IsSorted(ids) {
 		t.Errorf("%d ids, want %d in order", len(ids), n)
@@ -368,4 +388,48 @@ func TestAgainstAModel(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestNamesReadNoImages: the names of a directory come from an index that holds
+// them, not from the images, which are some hundred bytes each.
+func TestNamesReadNoImages(t *testing.T) {
+	x := openTest(t)
+	var plan []string
+	rows, err := x.state.read.rows(t.Context(), "EXPLAIN QUERY PLAN "+namesQuery, 1, "", 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id, parent, unused int
+		var detail string
+		if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
+			t.Fatal(err)
+		}
+		plan = append(plan, detail)
+	}
+	for _, detail := range plan {
+		if strings.Contains(detail, "image") && !strings.Contains(detail, "COVERING INDEX image_file") {
+			t.Errorf("it reads images: %q", plan)
+		}
+	}
+	if len(plan) == 0 {
+		t.Error("no plan")
+	}
+}
+
+// TestNamesOfOneDirectoryOfTwoCollections: what the store calls by two names
+// and the tree by one is one directory, each name in it once.
+func TestNamesOfOneDirectoryOfTwoCollections(t *testing.T) {
+	x := openTest(t)
+	images := []backends.Image{image("a/c:1", "1", "r"), image("a/b:1", "2", "r"), image("a/d:1", "3", "r"), image("a/b:1", "4", "r")}
+	for i := range images {
+		images[i].Ref.Collection = []string{"x/%", "x/"}[i%2]
+	}
+	replace(t, x, images)
+	names, err := x.Names(t.Context(), "dropbox", "x/%")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, "names", names, []string{"b:1.simg", "c:1.simg", "d:1.simg"})
 }

@@ -99,49 +99,54 @@ type stored struct {
 	learnt string
 }
 
-// scanImage reads a row of imageSelect, for images of client.
-func scanImage(rows *sql.Rows, client string) (stored, error) {
-	s := stored{client: client}
-	_, err := s.scan(rows)
-	return s, err
+// scanner reads one row after the other. It is made once for all rows of an
+// answer, which may be very many.
+type scanner struct {
+	s                stored
+	collection, path string
+	data             sql.RawBytes
+	key, md5         sql.NullString
+	labels           sql.NullString
+	dest             []any
 }
 
-// scanFound reads a row of foundSelect.
-func scanFound(rows *sql.Rows) (s stored, err error) {
-	var labels sql.NullString
-	known, err := s.scan(rows, &labels, &s.id, &s.client, &s.place.Dir)
-	if known {
-		s.learnt = labels.String
-	}
-	return s, err
+// imageScanner reads rows of imageSelect, for images of client.
+func imageScanner(client string) *scanner {
+	c := &scanner{s: stored{client: client}}
+	c.dest = []any{&c.collection, &c.s.object, &c.path, &c.s.place.File, &c.data, &c.key, &c.md5}
+	return c
 }
 
-// scan reads storedColumns and more. known says that the row of content is
-// the image's.
-func (s *stored) scan(rows *sql.Rows, more ...any) (known bool, err error) {
-	var (
-		collection, path string
-		data             sql.RawBytes
-		key, md5         sql.NullString
-	)
-	dest := append([]any{&collection, &s.object, &path, &s.place.File, &data, &key, &md5}, more...)
-	if err := rows.Scan(dest...); err != nil {
-		return false, err
+// foundScanner reads rows of foundSelect.
+func foundScanner() *scanner {
+	c := imageScanner("")
+	c.dest = append(c.dest, &c.labels, &c.s.id, &c.s.client, &c.s.place.Dir)
+	return c
+}
+
+// scan reads a row.
+func (c *scanner) scan(rows *sql.Rows) (stored, error) {
+	if err := rows.Scan(c.dest...); err != nil {
+		return stored{}, err
 	}
-	if s.image, err = unpack(data); err != nil {
-		return false, err
+	s := c.s
+	var err error
+	if s.image, err = unpack(c.data); err != nil {
+		return stored{}, err
 	}
 	img := &s.image
-	img.Ref.Collection, img.Key = collection, path
+	img.Ref.Collection, img.Key = c.collection, c.path
 	if id, ok := strings.CutPrefix(s.object, objectID); ok {
 		img.ID = id
 	}
 	// The number of a content key is a short hash; the key itself decides.
-	known = key.Valid && key.String == img.ContentKey(s.client)
-	if known && img.Version == "" {
-		img.Version = md5.String
+	if c.key.Valid && c.key.String == img.ContentKey(s.client) {
+		if img.Version == "" {
+			img.Version = c.md5.String
+		}
+		s.learnt = c.labels.String
 	}
-	return known, nil
+	return s, nil
 }
 
 // newer orders images of one name, the newest first.

@@ -131,8 +131,9 @@ func scanAllFound(rows *sql.Rows, err error) ([]stored, error) {
 	}
 	defer rows.Close()
 	var all []stored
+	scanner := foundScanner()
 	for rows.Next() {
-		s, err := scanFound(rows)
+		s, err := scanner.scan(rows)
 		if err != nil {
 			return nil, err
 		}

@@ -103,22 +103,31 @@ func openStateFile(ctx context.Context, file string, log *slog.Logger) (st *stat
 		}
 	}()
 	if st.write, err = openPool(dsn("_txlock=immediate", "_pragma=journal_mode("+journal+")",
-		"_pragma=cache_size(-65536)")); err != nil {
+		"_pragma=cache_size(-4096)")); err != nil {
 		return st, err
 	}
 	if err := migrate(ctx, st.write.DB); err != nil {
 		return st, err
 	}
-	if st.read, err = openPool(dsn("_pragma=query_only(1)", "_pragma=cache_size(-8192)")); err != nil {
+	if st.read, err = openPool(dsn("_pragma=query_only(1)", "_pragma=cache_size(-512)")); err != nil {
 		return st, err
 	}
 	st.read.SetMaxOpenConns(readers)
 	st.read.SetMaxIdleConns(readers)
+	for _, p := range []*pool{st.write, st.read} {
+		p.SetConnMaxIdleTime(idle)
+	}
 	return st, nil
 }
 
-// readers is how many questions are answered at once.
+// readers is how many questions are answered at once. Each has a connection
+// with a page cache of its own, which takes twice the memory that SQLite counts
+// (the allocator rounds a page with its header up to two). Small ones do: what
+// they lack lies in the system's page cache.
 const readers = 8
+
+// idle is how long a connection is kept that nobody uses, with its memory.
+const idle = 10 * time.Second
 
 func (st *state) close() error {
 	var err error

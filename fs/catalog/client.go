@@ -228,6 +228,21 @@ func (cl *Client) Images(ctx context.Context, dir string) iter.Seq2[backends.Ima
 	}
 }
 
+// Names returns the names of the images in a directory, in byte order, without
+// a look at each. A listing that is not known yet is waited for, as by Images.
+func (cl *Client) Names(ctx context.Context, dir string) ([]string, error) {
+	if err := cl.Listed(ctx); err != nil {
+		return nil, err
+	}
+	return cl.cat.opts.Index.Names(ctx, cl.Name, dir)
+}
+
+// ImagesFrom is Images without the names before from, and reads so many at
+// once. It does not wait for a listing.
+func (cl *Client) ImagesFrom(ctx context.Context, dir, from string, n int) iter.Seq2[backends.Image, error] {
+	return cl.cat.opts.Index.ImagesFrom(ctx, cl.Name, dir, from, n)
+}
+
 // Collections returns the directories directly under a directory.
 func (cl *Client) Collections(ctx context.Context, dir string) ([]string, error) {
 	if err := cl.Listed(ctx); err != nil {

@@ -46,6 +46,12 @@ func (t *times) get(key, content string) (time.Time, bool) {
 	return g.Time, ok && g.Content == content
 }
 
+func (t *times) empty() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.m) == 0
+}
+
 func (t *times) set(ctx context.Context, x *index.Index, key string, g givenTime) error {
 	data, err := json.Marshal(g)
 	if err != nil {
@@ -77,8 +83,10 @@ func (cl *Client) timeKey(ref backends.Ref) string {
 // Modified is an image's modification time: the one that a user gave to this
 // content, else the store's.
 func (cl *Client) Modified(img backends.Image) time.Time {
-	if t, ok := cl.cat.times.get(cl.timeKey(img.Ref), img.ContentKey(cl.Name)); ok {
-		return t
+	if !cl.cat.times.empty() { // as for most users, for a listing's sake
+		if t, ok := cl.cat.times.get(cl.timeKey(img.Ref), img.ContentKey(cl.Name)); ok {
+			return t
+		}
 	}
 	if img.Modified.IsZero() {
 		return img.Created
