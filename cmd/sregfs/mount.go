@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -64,9 +63,7 @@ func (c *mountCmd) Run(ctx context.Context, e *environment) error {
 }
 
 func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error)) error {
-	// Most of the memory is one small node for each name that the kernel knows,
-	// and lives as long; on a login node memory is dearer than a collection.
-	debug.SetGCPercent(50)
+	spareMemory()
 	if err := checkMountPoint(c.Dir, e.log); err != nil {
 		return err
 	}
