@@ -41,19 +41,34 @@ type transfer struct {
 	// ahead is how many blocks from next on others may wait for instead of
 	// asking for them themselves; for a demand transfer all of them.
 	ahead int
+	// awaited is where the blocks end that others wait for in it. What follows
+	// them is waited for too: it is the same reader's, and comes next.
+	awaited int
 
 	room int64 // charged and not yet written; used by run alone
 }
 
 // brings reports whether a reader of block b should wait for t.
 func (t *transfer) brings(b int) bool {
-	return t.next <= b && b < t.end && (!t.background || b < t.next+t.ahead)
+	return t.next <= b && b < t.end && (!t.background || b < t.next+t.ahead || b <= t.awaited)
 }
 
 // bringing reports whether a transfer brings b soon. The caller holds l.mu.
 func (l *live) bringing(b int) bool {
 	for _, t := range l.transfers {
 		if t.brings(b) {
+			return true
+		}
+	}
+	return false
+}
+
+// await reports whether a transfer brings b soon, for one who will wait for it.
+// The caller holds l.mu.
+func (l *live) await(b int) bool {
+	for _, t := range l.transfers {
+		if t.brings(b) {
+			t.awaited = max(t.awaited, b+1)
 			return true
 		}
 	}

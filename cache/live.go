@@ -335,7 +335,7 @@ func (l *live) join(w *waiter) error {
 func (l *live) demandFor(w *waiter) error {
 	for i := 0; i < len(w.state); {
 		run := i
-		for run < len(w.state) && w.state[run] == awaited && !l.bringing(w.first+run) {
+		for run < len(w.state) && w.state[run] == awaited && !l.await(w.first+run) {
 			run++
 		}
 		if run == i {

@@ -66,6 +66,41 @@ func TestColdSequential(t *testing.T) {
 	}
 }
 
+// TestColdOnce: the kernel reads a file ahead with several requests of a
+// megabyte at a time. However slow the link, each byte comes once.
+func TestColdOnce(t *testing.T) {
+	const n = 12 << 20
+	for _, rate := range []float64{5e6, 60e6} {
+		for _, rtt := range []time.Duration{0, 20 * time.Millisecond} {
+			for _, size := range []int64{128 << 10, 1 << 20} {
+				for _, atOnce := range []int64{1, 2, 4} {
+					t.Run(fmt.Sprintf("%.0fMB/%v/%dK/%d", rate/1e6, rtt, size>>10, atOnce), func(t *testing.T) {
+						onLink(t, n, rtt, rate, Options{}, func(t *testing.T, o *Object, src *source) {
+							turn, done := make(chan bool, atOnce), make(chan error, n/size)
+							for off := int64(0); off < n; off += size {
+								turn <- true
+								go func() {
+									_, err := o.ReadAt(context.Background(), make([]byte, size), off)
+									done <- err
+									<-turn
+								}()
+							}
+							for range n / size {
+								if err := <-done; err != nil {
+									t.Fatal(err)
+								}
+							}
+							if req, served := src.count(); served > n+n/1000 {
+								t.Errorf("%d requests of %d bytes for %d", req, served, n)
+							}
+						})
+					})
+				}
+			}
+		}
+	}
+}
+
 // TestColdPiecemeal: reading all of an object in pieces at random.
 func TestColdPiecemeal(t *testing.T) {
 	const n, rtt, rate = 32 << 20, 20 * time.Millisecond, mbit200
