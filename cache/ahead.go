@@ -112,6 +112,9 @@ func (o *Object) note(off, n int64) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.told(first, end) {
+		return
+	}
 	if l.pump.full != nil {
 		// What is not kept on disk has to fit into a corner of memory.
 		to = min(to, off+n+overflowBytes/8)

@@ -11,9 +11,10 @@ import (
 const (
 	// maxPrefetch bounds the hints that wait, prefetchBatch how many of them
 	// are put in order at a time, and prefetchGap is what is fetched between
-	// two of them rather than making two requests.
+	// two of them rather than making two requests. A start with Python makes
+	// some 90 hints; in larger batches what is needed first comes too late.
 	maxPrefetch   = 4096
-	prefetchBatch = 64
+	prefetchBatch = 16
 	prefetchGap   = 64 << 10 / blockSize
 	// minChunk and maxChunk bound a read-ahead request, maxStretch one of
 	// those that fetch all the rest: what readers ask for in the midst of one
@@ -327,17 +328,46 @@ func (o *Object) Fill(ctx context.Context) error {
 }
 
 // Prefetch says that these ranges will be asked for soon. They are fetched in
-// that order, below demand. What lies outside of the object is left out.
+// about that order, below demand. What lies outside of the object is left out.
 func (o *Object) Prefetch(ranges []Range) {
 	l := o.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.hint(ranges, nil)
+}
+
+// Replay is Prefetch of what an earlier reader has read, in that order, where
+// the next one will do the same: a read within these ranges announces nothing
+// beyond them, so that nothing is fetched ahead of it or around it.
+func (o *Object) Replay(ranges []Range) {
+	l := o.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.foretold == nil {
+		l.foretold = newBitmap(l.blocks)
+	}
+	l.hint(ranges, l.foretold)
+}
+
+// hint queues ranges, and adds their blocks to a set if there is one. The
+// caller holds l.mu.
+func (l *live) hint(ranges []Range, set bitmap) {
 	for _, r := range ranges {
 		off, end := max(r.Off, 0), min(r.Off+r.N, l.size)
-		if off < end && len(l.pump.prefetch) < maxPrefetch {
-			first, end := span(off, end-off)
-			l.pump.prefetch = append(l.pump.prefetch, want{first, end})
+		if off >= end || len(l.pump.prefetch) == maxPrefetch {
+			continue
+		}
+		from, to := span(off, end-off)
+		l.pump.prefetch = append(l.pump.prefetch, want{from, to})
+		for b := from; set != nil && b < to; b++ {
+			set.set(b)
 		}
 	}
 	l.pumpOn()
+}
+
+// told reports whether a read of the blocks [first, end) was foretold. The
+// caller holds l.mu.
+func (l *live) told(first, end int) bool {
+	return l.foretold != nil && l.foretold.hasAll(first, end)
 }

@@ -61,6 +61,7 @@ type live struct {
 	unsealed  bool  // the description says complete, and it is not
 	err       error // ErrCorrupt, for good
 	handles   map[*Object]struct{}
+	foretold  bitmap        // what Replay named; nil for nothing
 	changed   chan struct{} // closed and replaced when Fill should look again
 	trace     trace
 	guess     guess

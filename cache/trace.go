@@ -32,7 +32,7 @@ func (t *trace) add(b, blocks int) {
 
 // Trace is what was asked for since the object was opened, by all handles, in
 // order of first access, in blocks, neighbours joined, at most about a
-// thousand ranges: what Prefetch wants to be told at the next first start.
+// thousand ranges: what Replay wants to be told at the next first start.
 func (o *Object) Trace() []Range {
 	l := o.l
 	l.mu.Lock()

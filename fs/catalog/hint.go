@@ -41,7 +41,7 @@ func (cl *Client) hint(img backends.Image, c *Content) {
 		return
 	}
 	if p, ok := cl.profile(img); ok {
-		c.obj.Prefetch(p.Ranges)
+		c.obj.Replay(p.Ranges)
 	}
 	// A handle of its own: Apptainer looks at an image's head, closes it, and
 	// opens it again to mount it.
