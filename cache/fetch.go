@@ -253,6 +253,7 @@ func (l *live) request(ctx context.Context, t *transfer, f Fetcher, first, end i
 // unsure drops blocks that came in a body which turned out to be wrong.
 func (l *live) unsure(first, end int) {
 	defer l.c.markDirty(l)
+	defer l.c.stats.revoked.Add(1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for b := first; b < end; b++ {

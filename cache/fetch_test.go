@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -257,10 +258,20 @@ func TestWrongContent(t *testing.T) {
 		{"once", 1, nil}, {"always", 100, ErrCorrupt},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			inBubble(t, Options{}, func(t *testing.T, c *Cache, _ *memDisk) {
+			inBubble(t, Options{}, func(t *testing.T, c *Cache, d *memDisk) {
 				data := content(300_000, 1)
 				src := &source{data: data}
 				left := tc.wrong
+				removed := int64(0)
+				d.before = func(op, name string) error {
+					if op == "remove" && strings.HasSuffix(name, dataSuffix) {
+						if n := c.Revoked(); n != removed {
+							t.Errorf("%d counted as gone before they were, want %d", n, removed)
+						}
+						removed++
+					}
+					return nil
+				}
 				src.fault = func(_ int, off, n int64, r io.Reader) (io.Reader, error) {
 					if off+n == int64(len(data)) && left > 0 {
 						left--
@@ -275,6 +286,9 @@ func TestWrongContent(t *testing.T) {
 					t.Errorf("Fill: %v, want %v", err, tc.want)
 				}
 				s := c.Stats()
+				if n := c.Revoked(); n != s.VerifyFailures || n != removed {
+					t.Errorf("%d counted as gone, %d removed, %d failed", n, removed, s.VerifyFailures)
+				}
 				if tc.want == nil {
 					if s.VerifyFailures != 1 || !o.Complete() {
 						t.Errorf("complete %v after %d failures", o.Complete(), s.VerifyFailures)

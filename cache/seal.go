@@ -248,6 +248,7 @@ func (l *live) reject(err error) {
 	if err := l.drop(); err != nil {
 		c.diskTrouble(l.key, err)
 	}
+	c.stats.revoked.Add(1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.seal.reset(l.sum)

@@ -26,6 +26,7 @@ type Stats struct {
 type counters struct {
 	hits, misses, requests, fetched, retries, evictions atomic.Int64
 	verifyFailures, badBlocks, uncached, diskErrors     atomic.Int64
+	revoked                                             atomic.Int64 // no part of Stats
 }
 
 // Stats returns the figures of now.
@@ -55,5 +56,7 @@ func (c *Cache) Stats() Stats {
 	return s
 }
 
-// VerifyFailures is the field of Stats, for those who look at it often.
-func (c *Cache) VerifyFailures() int64 { return c.stats.verifyFailures.Load() }
+// Revoked counts how often bytes that may have been read by then turned out to
+// be wrong. It changes once they are gone: a read that begins after it was
+// looked at brings none of those that it counts.
+func (c *Cache) Revoked() int64 { return c.stats.revoked.Load() }

@@ -44,10 +44,9 @@ type fileNode struct {
 	// the same file, which slot stands for (see passthrough).
 	passed int32
 	slot   uint32
-	// failures is how many objects had turned out to be corrupt when the
-	// kernel was last let keep its pages. More of them since, and a page may be
-	// of bytes that were dropped.
-	failures int64
+	// revoked is what cache.Revoked said when the kernel last had none but right
+	// pages. More since, and a page may be of bytes that were wrong.
+	revoked int64
 }
 
 // brief is what a listing shows of an image.

@@ -64,24 +64,27 @@ func (n *fileNode) openRead(ctx context.Context) (fusefs.FileHandle, uint32, err
 		_ = content.Close()
 		return nil, 0, errElsewhere
 	}
+	var keep uint32
+	if c := n.tree.cat.Cache(); c != nil {
+		keep = n.keepPages(c.Revoked())
+	}
 	n.cached++
 	n.tree.served.Add(1)
-	return &readHandle{n, img, content, &n.cached}, n.keepPages(), nil
+	return &readHandle{n, img, content, &n.cached}, keep, nil
 }
 
-// keepPages is the flag for an open through the page cache: the kernel keeps
-// the pages that it has, unless content was found to be corrupt since they may
-// have been read. It is called with n.mu held.
-func (n *fileNode) keepPages() uint32 {
-	c := n.tree.cat.Cache()
-	if c == nil {
-		return 0
-	}
-	failures := c.VerifyFailures()
-	if failures == n.failures {
+// keepPages is the flag for an open through the page cache, which is not counted
+// yet: the kernel keeps the pages that it has, unless some may be of bytes that
+// were wrong. It is called with n.mu held.
+func (n *fileNode) keepPages(revoked int64) uint32 {
+	if revoked == n.revoked {
 		return fuse.FOPEN_KEEP_CACHE
 	}
-	n.failures = failures
+	if n.cached == 0 {
+		n.revoked = revoked
+	}
+	// Else who has it open since before may have a read under way that brings
+	// such bytes after the pages were dropped: the next open drops them again.
 	return 0
 }
 

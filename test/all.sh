@@ -75,7 +75,7 @@ fuzz() {
 }
 
 integration() {
-	gotest -tags integration -count 1 -p 1 -timeout 8m -exec "$PWD/test/isolated.sh" ./test/integration/... ./image/...
+	gotest -tags integration -count 1 -p 1 -timeout 20m -exec "$PWD/test/isolated.sh" ./test/integration/... ./image/...
 }
 
 crash() {
