@@ -74,6 +74,10 @@ type Spec struct {
 	Sum Sum
 	// Fetcher may be nil: then only what is here can be read.
 	Fetcher Fetcher
+	// Exact: the Fetcher has no round trip that neighbours of a demanded block
+	// would save, and they may be long in coming, so that none is asked for with
+	// it.
+	Exact bool
 }
 
 // Sum is an expected checksum: Hex in lower-case hexadecimal, by the hash that

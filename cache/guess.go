@@ -55,7 +55,7 @@ func (g *guess) good() bool { return g.total >= 64 && g.hits*3 >= g.total*2 }
 // holds l.mu.
 func (l *live) around(first, end int) (from, to int) {
 	g := &l.guess
-	if l.c.opts.ReadAhead == 0 || l.pump.bulk || l.told(first, end) {
+	if l.c.opts.ReadAhead == 0 || l.pump.bulk || l.exact || l.told(first, end) {
 		return first, end
 	}
 	// A wrong guess costs the time of its bytes, a right one saves a good part

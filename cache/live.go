@@ -53,6 +53,7 @@ type live struct {
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
 	fetcher   Fetcher
+	exact     bool // see Spec
 	sum       Sum
 	present   int // blocks in recorded
 	transfers []*transfer

@@ -133,7 +133,7 @@ func (c *Cache) handle(l *live, spec Spec) *Object {
 		l.ctx, l.cancel = context.WithCancelCause(c.ctx)
 	}
 	if spec.Fetcher != nil {
-		l.fetcher = spec.Fetcher
+		l.fetcher, l.exact = spec.Fetcher, spec.Exact
 		l.pump.err = nil
 	}
 	if spec.Sum.New != nil && spec.Sum.Hex != "" {

@@ -50,6 +50,15 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return w.WriteAt(p, off)
 }
 
+// ReadAt reads what has been written. It fails with ErrClosed, or as a closed
+// file does, from Commit or Abort on.
+func (w *Writer) ReadAt(p []byte, off int64) (int, error) {
+	if w.committed() {
+		return 0, fmt.Errorf("read what was written of %s: %w", w.key, ErrClosed)
+	}
+	return w.f.ReadAt(p, off)
+}
+
 // WriteAt writes p at off. Room is made before; without room it fails with
 // ErrNoRoom.
 func (w *Writer) WriteAt(p []byte, off int64) (int, error) {

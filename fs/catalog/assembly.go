@@ -324,8 +324,8 @@ func (r *assemblyReader) ReadLayer(ctx context.Context, i int, p []byte, off int
 		if err := r.Close(); err != nil {
 			return err
 		}
-		o, err := r.a.data(ctx, l)
-		if err != nil {
+		o, err := r.a.arrive(ctx, l, p, off)
+		if o == nil {
 			return err
 		}
 		r.open[i] = o
@@ -343,12 +343,125 @@ func (r *assemblyReader) ReadLayer(ctx context.Context, i int, p []byte, off int
 // data opens the data file of a layer that was read whole; one that was evicted
 // is fetched and checked again.
 func (a *assembly) data(ctx context.Context, l *layer) (*cache.Object, error) {
-	return a.cl.cat.opts.Cache.Build(ctx, l.key(), func(ctx context.Context, w *cache.Writer) error {
-		if err := oci.Rescan(ctx, l.source, l.contents, oci.Limits{}, w); err != nil {
+	key, coming := l.key(), &a.cl.cat.arrivals
+	return a.cl.cat.opts.Cache.Build(ctx, key, func(ctx context.Context, w *cache.Writer) error {
+		v := &arrival{of: coming, w: w}
+		coming.set(key, v)
+		defer coming.set(key, nil)
+		if err := oci.Rescan(ctx, l.source, l.contents, oci.Limits{}, v); err != nil {
 			return err
 		}
 		return w.Commit(l.contents.DataSize)
 	})
+}
+
+// arrive fills p from off of the layer's data file if it comes by while the
+// layer is fetched again. Otherwise it returns the open data file, or an error.
+func (a *assembly) arrive(ctx context.Context, l *layer, p []byte, off int64) (*cache.Object, error) {
+	key, coming := l.key(), &a.cl.cat.arrivals
+	if _, _, complete := a.cl.cat.opts.Cache.Stat(key); complete {
+		return a.data(ctx, l)
+	}
+	type result struct {
+		o   *cache.Object
+		err error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	whole := make(chan result, 1)
+	go func() {
+		o, err := a.data(ctx, l)
+		whole <- result{o, err}
+	}()
+	// leave waits for the goroutine, which then has nobody to give a file to.
+	leave := func() {
+		cancel()
+		if r := <-whole; r.o != nil {
+			r.o.Close()
+		}
+	}
+	for {
+		v, changed := coming.get(key)
+		if v != nil && v.holds(off+int64(len(p))) {
+			if _, err := v.w.ReadAt(p, off); err == nil {
+				leave()
+				return nil, nil
+			}
+			changed = nil // it is whole, or has failed, any moment now
+		}
+		select {
+		case r := <-whole:
+			cancel()
+			return r.o, r.err
+		case <-changed:
+		case <-ctx.Done():
+			cause := context.Cause(ctx)
+			leave()
+			return nil, cause
+		}
+	}
+}
+
+// arrival is a layer's data file that is being fetched again, checked piece by
+// piece, so that readers may have what has come.
+type arrival struct {
+	of   *arrivals
+	w    *cache.Writer
+	have int64 // guarded by of.mu
+}
+
+// Write is io.Writer's.
+func (v *arrival) Write(p []byte) (int, error) {
+	n, err := v.w.Write(p)
+	v.of.mu.Lock()
+	defer v.of.mu.Unlock()
+	v.have += int64(n)
+	v.of.tell()
+	return n, err
+}
+
+// holds reports whether everything before end has come.
+func (v *arrival) holds(end int64) bool {
+	v.of.mu.Lock()
+	defer v.of.mu.Unlock()
+	return v.have >= end
+}
+
+// arrivals are all of them by key. Its zero value is empty.
+type arrivals struct {
+	mu      sync.Mutex
+	byKey   map[string]*arrival
+	changed chan struct{} // closed when there is more of any; nil while nobody waits
+}
+
+// set notes an arrival, nil for its end.
+func (s *arrivals) set(key string, v *arrival) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byKey == nil {
+		s.byKey = map[string]*arrival{}
+	}
+	if s.byKey[key] = v; v == nil {
+		delete(s.byKey, key)
+	}
+	s.tell()
+}
+
+// tell wakes those who wait. s.mu is held.
+func (s *arrivals) tell() {
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+// get returns the arrival of that key, nil for none, and what tells of news.
+func (s *arrivals) get(key string) (*arrival, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed == nil {
+		s.changed = make(chan struct{})
+	}
+	return s.byKey[key], s.changed
 }
 
 // crowds reports whether the cache cannot hold the whole file beside its layers.
@@ -384,7 +497,7 @@ func (a *assembly) complete(obj *cache.Object) {
 	}
 	a.filling.Do(func() {
 		cat := a.cl.cat
-		again, err := cat.opts.Cache.Object(cache.Spec{Key: a.cl.CacheKey(a.img), Size: obj.Size(), Fetcher: a})
+		again, err := cat.opts.Cache.Object(cache.Spec{Key: a.cl.CacheKey(a.img), Size: obj.Size(), Fetcher: a, Exact: true})
 		if err != nil {
 			return // the reader's own handle serves
 		}

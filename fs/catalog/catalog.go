@@ -63,6 +63,7 @@ type Catalog struct {
 	failures   failures
 	times      times
 	assemblies assemblies // container images that are open, or were a moment ago
+	arrivals   arrivals   // layers that are fetched again
 	squeezed   sync.Map   // bareKey of images that are compressed for want of room
 	started    bool       // listings are followed; set before the first question
 

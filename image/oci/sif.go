@@ -41,7 +41,7 @@ type sifObject struct {
 }
 
 // sifHead returns everything that stands before the file system: header,
-// descriptors and the small objects, up to a page's end. The partition, of the
+// descriptors and the small objects, up to where a part may begin (PartSize). The partition, of the
 // given size, follows and is the last object. Times are zero, so that the same
 // image is the same bytes everywhere.
 func sifHead(id [16]byte, arch string, objects []sifObject, partition int64) []byte {
@@ -77,7 +77,7 @@ func sifHead(id [16]byte, arch string, objects []sifObject, partition int64) []b
 		descriptor(o, i+1, at(), n, n)
 		data = append(data, o.content...)
 	}
-	gap := -at() & (squash.PageSize - 1)
+	gap := -at() & (squash.PartSize - 1)
 	data = append(data, make([]byte, gap)...)
 	descriptor(sifObject{kind: sifPartition}, len(objects)+1, at(), partition, gap+partition)
 

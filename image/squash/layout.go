@@ -72,7 +72,7 @@ func Layout(root *Inode, opts Options) (*Image, error) {
 	if err := l.writeDir(root, l.count+1); err != nil {
 		return nil, fmt.Errorf("squash: %w", err)
 	}
-	img.MetadataOffset = align(end)
+	img.MetadataOffset = alignPart(end)
 	l.finish(img, root, opts)
 	return img, nil
 }
@@ -195,8 +195,11 @@ func (l *layout) place() ([]Segment, int64) {
 	var segs []Segment
 	at, source := int64(superblockSize), -1
 	for _, f := range l.files {
-		if f.Source != source || f.Size >= AlignedFileSize {
-			at, source = align(at), f.Source
+		switch {
+		case f.Source != source:
+			at, source = alignPart(at), f.Source
+		case f.Size >= AlignedFileSize:
+			at = align(at)
 		}
 		f.start = at
 		n := f.stored()

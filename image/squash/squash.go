@@ -25,13 +25,17 @@ import (
 const (
 	// LayoutVersion changes whenever the same tree would give other bytes.
 	// It belongs in the key of everything that is kept by content.
-	LayoutVersion = 1
+	LayoutVersion = 2
 
 	// BlockSize is the size of a data block. The kernel reads small files
 	// with 128 KiB nearly three times as fast as with 1 MiB.
 	BlockSize = 128 << 10
-	// PageSize is what the parts of an image are aligned to.
+	// PageSize is what the parts of an image are aligned to at least.
 	PageSize = 4096
+	// PartSize is what the data of each source, and the metadata, begin on. Who
+	// fetches an image in pieces of this size gets the metadata without data,
+	// and each source's data without another's.
+	PartSize = 32 << 10
 	// AlignedFileSize is the size from which on a file begins on a page.
 	AlignedFileSize = 1 << 20
 	// BlockStored marks, in a block's word, one that is not compressed.
@@ -188,3 +192,6 @@ func (i *Inode) stored() int64 {
 
 // align rounds n up to a page.
 func align(n int64) int64 { return (n + PageSize - 1) &^ (PageSize - 1) }
+
+// alignPart rounds n up to a multiple of PartSize.
+func alignPart(n int64) int64 { return (n + PartSize - 1) &^ (PartSize - 1) }

@@ -66,7 +66,7 @@ func (b *builder) image(root *Inode, opts Options) []byte {
 		end = s.Offset + s.Length
 		copy(out[s.Offset:end], b.src[s.Source].Bytes()[s.SourceOffset:])
 	}
-	if end > img.MetadataOffset || img.MetadataOffset%PageSize != 0 || img.Size%PageSize != 0 {
+	if end > img.MetadataOffset || img.MetadataOffset%PartSize != 0 || img.Size%PageSize != 0 {
 		b.t.Fatalf("data end at %d, metadata at %d, size %d", end, img.MetadataOffset, img.Size)
 	}
 	return out
@@ -121,14 +121,14 @@ func TestPlacement(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Segment{
-		{Offset: 4096, Length: AlignedFileSize, Source: 0, SourceOffset: 0},
-		{Offset: 4096 + AlignedFileSize, Length: 10, Source: 0, SourceOffset: AlignedFileSize + 100},
-		{Offset: 8192 + AlignedFileSize, Length: 10, Source: 1, SourceOffset: 0},
+		{Offset: PartSize, Length: AlignedFileSize, Source: 0, SourceOffset: 0},
+		{Offset: PartSize + AlignedFileSize, Length: 10, Source: 0, SourceOffset: AlignedFileSize + 100},
+		{Offset: 2*PartSize + AlignedFileSize, Length: 10, Source: 1, SourceOffset: 0},
 	}
 	if !slices.Equal(img.Segments, want) {
 		t.Errorf("segments = %+v, want %+v", img.Segments, want)
 	}
-	if want := int64(12288 + AlignedFileSize); img.MetadataOffset != want {
+	if want := int64(3*PartSize + AlignedFileSize); img.MetadataOffset != want {
 		t.Errorf("metadata at %d, want %d", img.MetadataOffset, want)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -188,5 +189,106 @@ func TestInterruptedBuild(t *testing.T) {
 	out := d.run("cat lab/library/tool:1.simg")
 	if !bytes.Contains([]byte(out), []byte(body)) {
 		t.Error("the image does not hold its file")
+	}
+}
+
+// TestLayersOnce: what images share is fetched once, however many are opened
+// however often at once.
+func TestLayersOnce(t *testing.T) {
+	run := apptainer(t)
+	f := behind(t, startRegistry(t, registryOptions{}))
+	base, other := layerOf(t, regular("base", 0o644, randomText(1, 6<<20))), layerOf(t, regular("other", 0o644, randomText(2, 3<<20)))
+	one := imageOf(t, v1.Config{Cmd: []string{"/bin/echo", "one"}}, busybox(t), base)
+	f.push("library/one:1", one)
+	f.push("library/one:2", one)
+	f.push("library/two:1", imageOf(t, v1.Config{Cmd: []string{"/bin/echo", "two"}}, busybox(t), base, other))
+	size := func(l v1.Layer) int64 {
+		n, err := l.Size()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	d := f.mount(t)
+	file := func(name string) string { return "lab/library/" + name + ".simg" }
+	d.run("stat %s %s %s && getfattr -d -m- %s && cat lab/library/one:1.json", file("one:1"), file("one:2"), file("two:1"), file("one:1"))
+	start := f.bytes()
+	// The estimate is honest: neither nothing nor far beyond.
+	estimate := 0
+	fmt.Sscan(d.run("stat -c %%s %s", file("two:1")), &estimate)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if _, errOut, err := d.try("cat %s > /dev/null; head -c 100 %s > /dev/null", file("one:1"), file("one:2")); err != nil {
+				t.Errorf("%s%v", errOut, err)
+			}
+		})
+	}
+	wg.Wait()
+	want := size(busybox(t)) + size(base)
+	if n := f.bytes() - start; n != want {
+		t.Errorf("eight readers of two tags fetched %d bytes, want %d", n, want)
+	}
+	start = f.bytes()
+	d.want("two", "%s run --no-privs %s", run, file("two:1"))
+	if n := f.bytes() - start; n != size(other) {
+		t.Errorf("a second image fetched %d bytes, want those of its own layer, %d", n, size(other))
+	}
+	real := 0
+	fmt.Sscan(d.run("stat -c %%s %s", file("two:1")), &real)
+	if estimate < real/3 || estimate > real*3 {
+		t.Errorf("the estimate was %d bytes, the file has %d", estimate, real)
+	}
+	d.want(fmt.Sprint(real), "wc -c < %s", file("two:1"))
+	// Two names, one object.
+	d.eventually("the whole file to be written out", func() error {
+		if v := strings.TrimSpace(d.run("getfattr --only-values -n user.sregistry.cached %s", file("one:2"))); v != strings.TrimSpace(d.run("stat -c %%s %s", file("one:1"))) {
+			return fmt.Errorf("cached: %s", v)
+		}
+		return nil
+	})
+}
+
+// TestReadsWhileArriving: of an image that is known from before, whose data are
+// gone, what has come can be read while the rest still arrives.
+func TestReadsWhileArriving(t *testing.T) {
+	run := apptainer(t)
+	f := behind(t, startRegistry(t, registryOptions{}))
+	var list []entry
+	for i := range 12 {
+		list = append(list, regular(fmt.Sprintf("data%02d", i), 0o644, randomText(byte(i), 1<<20)))
+	}
+	// One layer, so that programs and data come by the same stream.
+	list = append(busyboxEntries(t), list...)
+	f.push("library/tool:1", imageOf(t, v1.Config{Cmd: []string{"/bin/echo", "hello"}}, layerOf(t, list...)))
+	d := f.mount(t)
+	file := "lab/library/tool:1.simg"
+	sum := d.run("sha256sum < %s", file)
+	d.unmount()
+	if err := os.RemoveAll(filepath.Join(d.home, ".singularity/sregfs/objects")); err != nil {
+		t.Fatal(err)
+	}
+	d = d.machine.mount("--client=lab", "--registry=lab="+f.scheme+"://"+f.host)
+	d.run("stat %s", file)
+	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	defer open()
+	f.troubled(func(req *http.Request) *fault {
+		if kindOf(req) != blobs {
+			return nil
+		}
+		return &fault{at: 9 << 20, hold: gate}
+	})
+	d.want("hello", "%s run --no-privs %s", run, file)
+	d.run("%s exec --no-privs %s cat /data03 > /dev/null", run, file)
+	late := d.command(t.Context(), "sh", "-c", "sha256sum < "+filepath.Join(d.dir, file))
+	var out bytes.Buffer
+	late.Stdout = &out
+	if err := late.Start(); err != nil {
+		t.Fatal(err)
+	}
+	open()
+	if err := late.Wait(); err != nil || out.String() != sum {
+		t.Errorf("read while it arrived it has the sum %s%v, want %s", out.String(), err, sum)
 	}
 }

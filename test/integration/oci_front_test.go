@@ -37,6 +37,8 @@ type fault struct {
 	longer           int
 	rewrite          func(body []byte, h http.Header) []byte
 	at               int64
+	// hold has the answer go on after at bytes when it is closed.
+	hold chan struct{}
 	// until has the request wait before anything else.
 	until chan struct{}
 	// lost cuts the request itself off after at bytes of its body.
@@ -145,6 +147,13 @@ func (x *fault) serve(w http.ResponseWriter, req *http.Request, next *httputil.R
 		}
 	}
 	w.WriteHeader(rec.Code)
+	if x.hold != nil {
+		_, _ = w.Write(body[:at])
+		_ = http.NewResponseController(w).Flush()
+		<-x.hold
+		_, _ = w.Write(body[at:])
+		return
+	}
 	if !x.cut && !x.stall {
 		_, _ = w.Write(body)
 		return

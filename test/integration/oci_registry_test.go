@@ -276,6 +276,11 @@ func hard(name, to string) entry {
 // busybox is a layer that commands run in.
 func busybox(t *testing.T) v1.Layer {
 	t.Helper()
+	return layerOf(t, busyboxEntries(t)...)
+}
+
+func busyboxEntries(t *testing.T) []entry {
+	t.Helper()
 	path, err := exec.LookPath("busybox")
 	if err != nil {
 		t.Fatalf("there is no busybox: %v", err)
@@ -289,7 +294,7 @@ func busybox(t *testing.T) v1.Layer {
 	for _, name := range []string{"sh", "cat", "ls", "echo", "true", "env", "stat", "find", "sha256sum", "printf", "readlink", "sleep", "pwd"} {
 		list = append(list, link("bin/"+name, "busybox"))
 	}
-	return layerOf(t, list...)
+	return list
 }
 
 // imageOf makes a container image.
