@@ -193,6 +193,79 @@ func TestRewriteAfterParts(t *testing.T) {
 	})
 }
 
+// A writer is never much further than the upload, so that what shows the one
+// shows the other.
+func TestWriterKeepsPace(t *testing.T) {
+	data := squash(t, 1, 40<<20)
+	memory := backendtest.Memory()
+	memory.PartBytes = 1 << 20
+	most := int64(aheadMin + 2*memory.PartBytes) // and what is written at a time
+	var s *Staged
+	var sent, furthest atomic.Int64
+	store := backendtest.Wrap(memory, func(_ context.Context, c backendtest.Call) error {
+		if c.Op == "Part" {
+			time.Sleep(4 * time.Millisecond) // slower than a disk
+			// A writer may run away until the upload has begun, and is caught up
+			// with.
+			if size := s.Size(); sent.Add(memory.PartBytes) > int64(len(data)/2) {
+				furthest.Store(max(furthest.Load(), size-sent.Load()))
+			}
+		}
+		return nil
+	})
+	cl := open(t, t.TempDir(), map[string]backends.Store{"mem": store}).Client("mem")
+	s, err := cl.Stage(t.Context(), red, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for off := 0; off < len(data); off += 128 << 10 {
+		if _, err := s.WriteAt(data[off:off+128<<10], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := furthest.Load(); n > most {
+		t.Errorf("the writer was %d bytes ahead of the upload, want at most %d", n, most)
+	}
+	mustHave(t, cl, red, data)
+	s.Finish(true)
+}
+
+// A writer that keeps the upload's pace waits neither for an upload that has
+// failed nor longer than its caller.
+func TestWriterIsNotHeldUp(t *testing.T) {
+	data := squash(t, 1, 40<<20)
+	write := func(t *testing.T, ctx context.Context, store backends.Store) {
+		t.Helper()
+		s, err := open(t, t.TempDir(), map[string]backends.Store{"mem": store}).Client("mem").Stage(t.Context(), red, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for off := 0; off < len(data); off += 1 << 20 {
+			if n, err := s.Write(ctx, data[off:off+1<<20], int64(off)); n != 1<<20 || err != nil {
+				t.Fatalf("Write at %d = %d, %v", off, n, err)
+			}
+		}
+		s.Finish(false)
+	}
+	t.Run("failed", func(t *testing.T) {
+		write(t, t.Context(), backendtest.Flaky(backendtest.Memory(), func(c backendtest.Call) error {
+			if c.Op == "Part" {
+				return backends.ErrUnreachable
+			}
+			return nil
+		}))
+	})
+	t.Run("interrupted", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		g := gated(backendtest.Memory(), "Part", false)
+		write(t, ctx, g)
+	})
+}
+
 // What was written after a push and never pushed outlives the process.
 func TestWrittenAfterPushIsHeld(t *testing.T) {
 	dir, m := t.TempDir(), backendtest.Memory()

@@ -70,6 +70,11 @@ type aheadUpload struct {
 	// Guarded by Staged.mu.
 	next   int64 // parts below it are sent or on their way
 	finish bool  // no more will be written
+	// sent is how many bytes the store has acknowledged, moved is closed and
+	// replaced when they become more, and lead is how far a writer may be
+	// ahead of them, 0 while that is not known.
+	sent, lead int64
+	moved      chan struct{}
 
 	// Owned by run until done is closed.
 	up  backends.Upload
@@ -104,7 +109,7 @@ func (s *Staged) startAhead() {
 	if !ok {
 		return
 	}
-	a := &aheadUpload{wake: make(chan struct{}, 1), done: make(chan struct{})}
+	a := &aheadUpload{wake: make(chan struct{}, 1), moved: make(chan struct{}), done: make(chan struct{})}
 	a.ctx, a.cancel = context.WithCancel(s.cl.cat.ctx)
 	s.ahead = a
 	to := s.to
@@ -127,6 +132,9 @@ func (a *aheadUpload) run(s *Staged) error {
 	}
 	g, ctx := errgroup.WithContext(a.ctx)
 	g.SetLimit(max(1, a.up.Parallel()))
+	s.mu.Lock()
+	a.lead = max(aheadMin, size*int64(max(1, a.up.Parallel())+1))
+	s.mu.Unlock()
 	for ctx.Err() == nil {
 		s.mu.Lock()
 		part, whole, finish := a.next, a.next+size <= s.sums.n, a.finish
@@ -140,6 +148,11 @@ func (a *aheadUpload) run(s *Staged) error {
 				if err := a.up.Part(ctx, part, s.file); err != nil {
 					return err
 				}
+				s.mu.Lock()
+				a.sent += size
+				close(a.moved)
+				a.moved = make(chan struct{})
+				s.mu.Unlock()
 				return a.journal(s)
 			})
 		case finish:
@@ -158,6 +171,30 @@ func (a *aheadUpload) run(s *Staged) error {
 // registries take it up only exactly where it stands.
 func (a *aheadUpload) journal(s *Staged) error {
 	return s.file.Update(func(m *staging.Meta) { m.UploadState = a.up.State() })
+}
+
+// pace lets a writer wait while it is further ahead of the store than what
+// keeps the store busy: so programs that show how far a copy has got show how far
+// the upload has, and an interrupted copy ends when it is interrupted. The wait
+// ends with ctx, and with the upload, whatever becomes of it.
+func (s *Staged) pace(ctx context.Context) {
+	for {
+		s.mu.Lock()
+		a := s.ahead
+		if a == nil || a.lead == 0 || s.sums.n-a.sent <= a.lead {
+			s.mu.Unlock()
+			return
+		}
+		moved := a.moved
+		s.mu.Unlock()
+		select {
+		case <-moved:
+		case <-a.done:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // stopAhead gives up what was sent ahead. It is called with s.mu held.

@@ -139,16 +139,20 @@ func (s *Staged) settle(ctx context.Context) error {
 func (s *Staged) WriteAt(p []byte, off int64) (int, error) { return s.Write(s.cl.cat.ctx, p, off) }
 
 // Write writes p at off, and sends whole parts ahead where the store takes
-// them. While a push is under way it waits for its end, or until ctx is done.
+// them, at whose pace it goes on. While a push is under way it waits for its
+// end, or until ctx is done.
 func (s *Staged) Write(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := s.change(ctx); err != nil {
 		return 0, err
 	}
-	defer s.mu.Unlock()
 	n, err := s.file.WriteAt(p, off)
 	if n > 0 {
 		s.sums.wrote(p[:n], off)
 		s.wroteAhead(off)
+	}
+	s.mu.Unlock()
+	if err == nil {
+		s.pace(ctx)
 	}
 	return n, err
 }
