@@ -21,15 +21,19 @@ const (
 func spareMemory() {
 	debug.SetGCPercent(50)
 	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	var tend func(*int)
-	tend = func(*int) {
+	var tend func(*unheld)
+	tend = func(*unheld) {
 		metrics.Read(live)
 		debug.SetMemoryLimit(memoryLimit(live[0].Value.Uint64()))
 		// What nobody holds is finalized after each collection.
-		runtime.SetFinalizer(new(int), tend)
+		runtime.SetFinalizer(new(unheld), tend)
 	}
 	tend(nil)
 }
+
+// unheld is an object with a place of its own: small ones without pointers share
+// one, and are not finalized while any of them is held (runtime.SetFinalizer).
+type unheld struct{ _ *unheld }
 
 // memoryLimit is the limit for a heap of which so much was in use at the last
 // collection.
