@@ -164,6 +164,17 @@ func (im *Image) Segments() []Segment {
 	return out
 }
 
+// Segment returns the first of Segments that does not end before off.
+func (im *Image) Segment(off int64) (s Segment, ok bool) {
+	i := sort.Search(len(im.pieces), func(i int) bool { return im.pieces[i].offset+im.pieces[i].length > off })
+	for ; i < len(im.pieces); i++ {
+		if p := im.pieces[i]; p.memory == nil {
+			return Segment{Offset: p.offset, Length: p.length, Layer: p.layer, LayerOffset: p.source}, true
+		}
+	}
+	return Segment{}, false
+}
+
 // ReadAt reads like io.ReaderAt, taking the layers' bytes from data. Whatever
 // lies outside the layers is answered at once.
 func (im *Image) ReadAt(ctx context.Context, data Data, p []byte, off int64) (int, error) {

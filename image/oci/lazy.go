@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"sort"
@@ -20,9 +21,10 @@ const (
 	maxUnit = 2 * maxChunk
 	// maxRequest is how much is fetched by one request, unless one stream is
 	// larger.
-	maxRequest = 8 << 20
-	// maxInflated is how much one request may become.
-	maxInflated = 16 << 20
+	maxRequest = 4 << 20
+	// maxInflated is how much one request may become. All of it may be in
+	// memory, for each of the transfers that run at the same time.
+	maxInflated = 8 << 20
 	// heldBytes is how much of what was inflated a Lazy keeps, so that a large
 	// chunk that is read in small pieces is fetched once.
 	heldBytes = 8 << 20
@@ -173,11 +175,23 @@ type lazyReader struct {
 	next    int // the chunk at or behind at
 	unit    int // that data is of
 	data    map[int][]byte
+
+	// What the last request brings, or has brought: units from first on. They
+	// are kept here because others may drive them out of what is held.
+	batch []*inflated
+	first int
+	stop  context.CancelFunc
+	work  sync.WaitGroup
 }
 
-// Close lets go of what the reader holds.
+// Close ends the request that may be on its way, and lets go of what the reader
+// holds.
 func (r *lazyReader) Close() error {
-	r.data, r.at = nil, r.end
+	if r.stop != nil {
+		r.stop()
+	}
+	r.work.Wait()
+	r.data, r.batch, r.at = nil, nil, r.end
 	return nil
 }
 
@@ -202,7 +216,7 @@ func (r *lazyReader) Read(p []byte) (int, error) {
 		return r.zeros(p[:min(int64(len(p)), c.at+c.size-r.at)]), nil
 	}
 	if r.unit != c.unit {
-		data, err := z.load(r.ctx, c.unit, z.wanted(r.next, r.end))
+		data, err := r.load(c.unit)
 		if err != nil {
 			if r.ctx.Err() != nil {
 				err = context.Cause(r.ctx)
@@ -241,48 +255,78 @@ func (z *Lazy) wanted(i int, end int64) int {
 	return last - first + 1
 }
 
-// load returns the chunks of unit u, and fetches up to n units with it.
-func (z *Lazy) load(ctx context.Context, u, n int) (map[int][]byte, error) {
+// load returns the chunks of unit u. What it has to fetch for that is what the
+// rest of the range needs, by one request, whose later units are not waited for.
+func (r *lazyReader) load(u int) (map[int][]byte, error) {
+	z := r.z
 	for {
-		z.mu.Lock()
-		h := z.held[u]
-		if h == nil {
-			mine := []*inflated{}
-			for k := u; k < u+n && z.held[k] == nil; k++ {
-				h := &inflated{done: make(chan struct{})}
-				z.held[k] = h
-				mine = append(mine, h)
+		var h *inflated
+		if k := u - r.first; k >= 0 && k < len(r.batch) {
+			h = r.batch[k]
+		} else {
+			batch, mine := z.claim(u, z.wanted(r.next, r.end))
+			if h = batch[0]; mine {
+				if r.stop != nil {
+					r.stop() // of a request that has ended
+				}
+				var ctx context.Context
+				ctx, r.stop = context.WithCancel(r.ctx)
+				r.first, r.batch = u, batch
+				r.work.Go(func() { z.fetch(ctx, u, batch) })
 			}
-			z.mu.Unlock()
-			z.fetch(ctx, u, mine)
-			return mine[0].data, mine[0].err
 		}
-		if i := slices.Index(z.order, u); i >= 0 {
-			z.order = append(slices.Delete(z.order, i, i+1), u)
-		}
-		z.mu.Unlock()
 		select {
 		case <-h.done:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		case <-r.ctx.Done():
+			return nil, context.Cause(r.ctx)
 		}
 		// Someone else's reader may have been given up; ours has not.
-		if h.err == nil || ctx.Err() != nil || !errors.Is(h.err, context.Canceled) {
+		if h.err == nil || r.ctx.Err() != nil || !errors.Is(h.err, context.Canceled) {
 			return h.data, h.err
 		}
 	}
 }
 
-// fetch fills in the units from u on, which nobody else works at.
+// claim returns unit u where it is held or on its way. Otherwise it is the
+// caller's (mine) to fetch, with up to n-1 units behind it that nobody has.
+func (z *Lazy) claim(u, n int) (batch []*inflated, mine bool) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if h := z.held[u]; h != nil {
+		if i := slices.Index(z.order, u); i >= 0 {
+			z.order = append(slices.Delete(z.order, i, i+1), u)
+		}
+		return []*inflated{h}, false
+	}
+	for k := u; k < u+n && z.held[k] == nil; k++ {
+		h := &inflated{done: make(chan struct{})}
+		z.held[k] = h
+		batch = append(batch, h)
+	}
+	return batch, true
+}
+
+// fetch fills in the units from u on, which nobody else works at, each as soon
+// as it has come.
 func (z *Lazy) fetch(ctx context.Context, u int, mine []*inflated) {
-	raw, err := readRange(ctx, z.layer, z.units[u].offset, z.units[u+len(mine)-1].end-z.units[u].offset)
+	off, n := z.units[u].offset, z.units[u+len(mine)-1].end-z.units[u].offset
+	body, err := z.layer.ReadRange(ctx, off, n)
+	if err == nil {
+		defer body.Close()
+	}
+	var raw []byte
 	for i, h := range mine {
 		unit := z.units[u+i]
 		if err == nil {
-			from := unit.offset - z.units[u].offset
-			h.data, h.err = z.inflate(unit, raw[from:from+unit.end-unit.offset])
+			raw = slices.Grow(raw[:0], int(unit.end-unit.offset))[:unit.end-unit.offset]
+			if _, err = io.ReadFull(body, raw); err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+		}
+		if err == nil {
+			h.data, h.err = z.inflate(unit, raw)
 		} else {
-			h.err = err
+			h.err = fmt.Errorf("reading %d bytes at %d: %w", n, off, err)
 		}
 		z.settle(u+i, h)
 	}

@@ -212,6 +212,18 @@ func bodies(members []member) (out []string) {
 	return out
 }
 
+// TestTOCInProportion: of a layer without many files little more than its table
+// of contents is fetched for it.
+func TestTOCInProportion(t *testing.T) {
+	l, requests, fetched := lazyLayer(t, "estargz", 1<<20, file("a", noise(1<<20)))
+	if _, err := ScanTOC(t.Context(), l, Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	if n, b := requests.Load(), fetched.Load(); n != 1 || b > minTail {
+		t.Errorf("%d requests for %d bytes, want 1 for %d at most", n, b, minTail)
+	}
+}
+
 // TestLazyFetchesOnce reads a chunk in small pieces, and two at once.
 func TestLazyFetchesOnce(t *testing.T) {
 	l, requests, fetched := lazyLayer(t, "estargz", 1<<20, file("a", noise(1<<20)), file("b", noise(5000)), file("c", noise(1<<20)))
@@ -383,4 +395,149 @@ func FuzzTOC(f *testing.F) {
 			io.Copy(io.Discard, r)
 		}
 	})
+}
+
+// TestLazyStreams reads the first chunk of a range while the rest of the one
+// request for it has not come.
+func TestLazyStreams(t *testing.T) {
+	l, requests, _ := lazyLayer(t, "estargz", 1<<20, file("a", noise(5000)), file("b", noise(5000)), file("c", noise(5000)))
+	c, err := ScanTOC(t.Context(), l, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, came := l.ReadRange, make(chan struct{})
+	l.ReadRange = func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+		body, err := read(ctx, off, n)
+		if err != nil {
+			return nil, err
+		}
+		// The last chunk needs all of it.
+		last := &gated{ReadCloser: body, ctx: ctx, gate: came, free: n - 4000}
+		return last, nil
+	}
+	z, err := NewLazy(l, c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	requests.Store(0)
+	r, err := z.Fetch(t.Context(), 0, z.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	got := make([]byte, z.Size())
+	if _, err := io.ReadFull(r, got[:10_000]); err != nil {
+		t.Fatalf("the first two files, while the third is on its way: %v", err)
+	}
+	close(came)
+	if _, err := io.ReadFull(r, got[10_000:]); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, []byte(noise(5000)+noise(5000)+noise(5000))) {
+		t.Error("other bytes than were stored")
+	}
+	if n := requests.Load(); n != 1 {
+		t.Errorf("%d requests, want 1", n)
+	}
+}
+
+// gated gives its first bytes, and the others when the gate is opened.
+type gated struct {
+	io.ReadCloser
+	ctx  context.Context
+	gate chan struct{}
+	free int64
+}
+
+func (g *gated) Read(p []byte) (int, error) {
+	if g.free == 0 {
+		select {
+		case <-g.gate:
+			return g.ReadCloser.Read(p)
+		case <-g.ctx.Done():
+			return 0, g.ctx.Err()
+		}
+	}
+	n, err := g.ReadCloser.Read(p[:min(int64(len(p)), g.free)])
+	g.free -= int64(n)
+	return n, err
+}
+
+// TestLazyManyReaders: what one reader's request brought is still there when
+// others have fetched more than is held for all.
+func TestLazyManyReaders(t *testing.T) {
+	var members []member
+	for i := range 24 {
+		members = append(members, file(fmt.Sprint(i), noise(1<<20)))
+	}
+	l, requests, _ := lazyLayer(t, "estargz", 1<<20, members...)
+	c, err := ScanTOC(t.Context(), l, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	z, err := NewLazy(l, c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	requests.Store(0)
+	const part = 3 << 20
+	var readers []io.ReadCloser
+	for off := int64(0); off < z.Size(); off += part {
+		r, err := z.Fetch(t.Context(), off, part)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		readers = append(readers, r)
+	}
+	for range part >> 20 {
+		for i, r := range readers {
+			if _, err := io.CopyN(io.Discard, r, 1<<20); err != nil {
+				t.Fatalf("reader %d: %v", i, err)
+			}
+		}
+	}
+	if n := requests.Load(); n != int64(len(readers)) {
+		t.Errorf("%d requests of %d readers, want one each", n, len(readers))
+	}
+}
+
+// TestLazyClose: a reader that is closed ends its request; another that waits
+// for the same chunk gets it all the same.
+func TestLazyClose(t *testing.T) {
+	l, _, _ := lazyLayer(t, "estargz", 1<<20, file("a", noise(5000)))
+	c, err := ScanTOC(t.Context(), l, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, first, asked := l.ReadRange, true, make(chan struct{})
+	l.ReadRange = func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+		if first {
+			first = false
+			close(asked)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return read(ctx, off, n)
+	}
+	z, err := NewLazy(l, c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	given, err := z.Fetch(ctx, 0, z.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { io.ReadAll(given) })
+	<-asked
+	wg.Go(func() {
+		if got := readLazy(t, z, 0, z.Size()); string(got) != noise(5000) {
+			t.Error("other bytes than were stored")
+		}
+	})
+	cancel()
+	wg.Wait()
+	given.Close()
 }

@@ -39,9 +39,11 @@ const (
 )
 
 const (
-	// tocTail is read of the blob's end at first: often enough all of a table
-	// of contents, else the last part of it.
-	tocTail = 128 << 10
+	// One part in tocShare of the blob is read of its end at first, within
+	// these limits: often enough all of a table of contents, else the last part
+	// of it. Files of some kilobytes take about so much.
+	tocShare         = 180
+	minTail, maxTail = 16 << 10, 2 << 20
 	// maxTOC is how large a table may be, as it is and as text. An entry takes
 	// some 50 and 300 bytes.
 	maxTOC, maxTOCText = 64 << 20, 1 << 30
@@ -177,7 +179,7 @@ func (t *tocScanner) find(ctx context.Context) (tocPlace, []byte, error) {
 		return place, raw, err
 	}
 
-	n := min(l.Size, tocTail)
+	n := min(l.Size, max(minTail, min(l.Size/tocShare, maxTail)))
 	tail, err := readRange(ctx, l, l.Size-n, n)
 	if err != nil {
 		return place, nil, err
