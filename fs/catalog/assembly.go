@@ -275,6 +275,8 @@ type assemblyReader struct {
 	ctx      context.Context
 	off, end int64
 	open     []*cache.Object
+	run      io.ReadCloser // of a lazy layer's data up to runEnd, or nil
+	runEnd   int64
 }
 
 // Read is io.Reader's.
@@ -283,7 +285,10 @@ func (r *assemblyReader) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	p = p[:min(int64(len(p)), r.end-r.off)]
-	n, err := r.a.image.ReadAt(r.ctx, r, p, r.off)
+	n, err := r.readRun(&p)
+	if n == 0 && err == nil {
+		n, err = r.a.image.ReadAt(r.ctx, r, p, r.off)
+	}
 	r.off += int64(n)
 	if err == io.EOF && n > 0 {
 		err = nil
@@ -294,9 +299,40 @@ func (r *assemblyReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// readRun reads of a lazy layer, if its data come next: it is told of the whole
+// range that is wanted, for it fetches by few large requests what it knows. Where
+// other bytes come next, it cuts p before the next of such a layer and reads
+// nothing.
+func (r *assemblyReader) readRun(p *[]byte) (int, error) {
+	if r.run != nil && r.off == r.runEnd {
+		r.run.Close()
+		r.run = nil
+	}
+	if r.run == nil {
+		s, ok := r.a.image.Segment(r.off)
+		if !ok || r.a.layers[s.Layer].lazy == nil {
+			return 0, nil
+		}
+		if s.Offset > r.off {
+			*p = (*p)[:min(int64(len(*p)), s.Offset-r.off)]
+			return 0, nil
+		}
+		r.runEnd = min(s.Offset+s.Length, r.end)
+		var err error
+		if r.run, err = r.a.layers[s.Layer].lazy.Fetch(r.ctx, s.LayerOffset+r.off-s.Offset, r.runEnd-r.off); err != nil {
+			return 0, err
+		}
+	}
+	return r.run.Read(*p)
+}
+
 // Close lets go of the layers.
 func (r *assemblyReader) Close() error {
 	var err error
+	if r.run != nil {
+		err = r.run.Close()
+		r.run = nil
+	}
 	for i, o := range r.open {
 		if o != nil {
 			err = errors.Join(err, o.Close())

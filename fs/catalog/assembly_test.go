@@ -1,0 +1,134 @@
+package catalog
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
+
+	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/image/oci"
+)
+
+// stargz makes an image of one eStargz layer of many small files; each range
+// that is asked of the layer is told to asked.
+func stargz(t *testing.T, files int, asked func(off, n int64)) *assembly {
+	t.Helper()
+	var plain bytes.Buffer
+	w := tar.NewWriter(&plain)
+	rnd := rand.NewChaCha8([32]byte{1})
+	for i := range files {
+		p := make([]byte, 9000)
+		_, _ = rnd.Read(p)
+		if err := w.WriteHeader(&tar.Header{Name: fmt.Sprint("f", i), Mode: 0o644, Size: int64(len(p))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	built, err := estargz.Build(io.NewSectionReader(bytes.NewReader(plain.Bytes()), 0, int64(plain.Len())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer built.Close()
+	blob, err := io.ReadAll(built)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := backends.NewHash(backends.SHA256)
+	sum.Write(blob)
+	l := oci.Layer{
+		Digest: fmt.Sprintf("sha256:%x", sum.Sum(nil)), DiffID: built.DiffID().String(), Size: int64(len(blob)),
+		Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: built.TOCDigest().String()},
+		ReadRange: func(_ context.Context, off, n int64) (io.ReadCloser, error) {
+			asked(off, n)
+			return io.NopCloser(bytes.NewReader(blob[off : off+n])), nil
+		},
+	}
+	contents, err := oci.ScanTOC(t.Context(), l, oci.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lazy, err := oci.NewLazy(l, contents, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := json.Marshal(map[string]any{"os": "linux", "architecture": "amd64",
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{l.DiffID}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	im, err := oci.Assemble(t.Context(), config, []*oci.Contents{contents}, oci.Options{Source: "lab/x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &assembly{image: im, layers: []*layer{{source: l, contents: contents, lazy: lazy}}}
+}
+
+// TestLazyLayerInOneRequest: a range of the image is one range of the layer,
+// however small the pieces in which it is read, and no byte of the layer is
+// asked for that the range does not touch.
+func TestLazyLayerInOneRequest(t *testing.T) {
+	var requests int
+	var bytesAsked int64
+	a := stargz(t, 200, func(_, n int64) { requests++; bytesAsked += n })
+	want := make([]byte, a.image.Size())
+	if _, err := a.image.ReadAt(t.Context(), &assemblyReader{a: a, ctx: t.Context()}, want, 0); err != nil && err != io.EOF {
+		t.Fatal(err)
+	}
+	s, ok := a.image.Segment(0)
+	if !ok {
+		t.Fatal("no layer's data in the image")
+	}
+	for _, c := range []struct {
+		what     string
+		off, n   int64
+		requests int
+		bytes    int64 // at most
+	}{
+		{"all of it", 0, a.image.Size(), 1, 200 * 9200},
+		{"a part of the data", s.Offset + 100_000, 300_000, 1, 36 * 9200},
+		{"what comes before the data", 0, s.Offset, 0, 0},
+		{"what comes after the data", s.Offset + s.Length, a.image.Size() - s.Offset - s.Length, 0, 0},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			lazy, err := oci.NewLazy(a.layers[0].source, a.layers[0].contents, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := a.layers[0]
+			fresh := &assembly{image: a.image, layers: []*layer{{source: l.source, contents: l.contents, lazy: lazy}}}
+			requests, bytesAsked = 0, 0
+			r, err := fresh.Fetch(t.Context(), c.off, c.n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			got := make([]byte, c.n)
+			for at := 0; at < len(got); at += 32 << 10 {
+				if _, err := io.ReadFull(r, got[at:min(at+32<<10, len(got))]); err != nil {
+					t.Fatalf("at %d: %v", at, err)
+				}
+			}
+			if !bytes.Equal(got, want[c.off:c.off+c.n]) {
+				t.Error("other bytes than one read gives")
+			}
+			if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				t.Errorf("at the end: %d bytes, %v", n, err)
+			}
+			if requests != c.requests || bytesAsked > c.bytes {
+				t.Errorf("%d requests for %d bytes; want %d for at most %d", requests, bytesAsked, c.requests, c.bytes)
+			}
+		})
+	}
+}
