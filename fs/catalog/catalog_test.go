@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	iofs "io/fs"
 	"log/slog"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/backendtest"
@@ -364,5 +366,53 @@ func TestAnotherPlace(t *testing.T) {
 	}
 	if n := known(placed{two, "b"}, false); n != 0 {
 		t.Errorf("another place knows %d images of the first", n)
+	}
+}
+
+// TestOpensInARow: the store is asked once for the opens that follow at once,
+// again a moment later, and again when the answer was of another version.
+func TestOpensInARow(t *testing.T) {
+	counted, counter := backendtest.Counting(backendtest.Memory())
+	cl := open(t, t.TempDir(), map[string]backends.Store{"mem": counted}).Client("mem")
+	img, err := push(t, cl, red, squash(t, 1, 1000), 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cl.answers = answers{}
+	asks := func(what string, img backends.Image, want int) {
+		t.Helper()
+		before := counter.Count("Stat")
+		err := cl.Revalidate(t.Context(), img)
+		if stale := img.Revision == "another"; stale != errors.Is(err, backends.ErrStale) || !stale && err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if got := counter.Count("Stat") - before; got != want {
+			t.Errorf("%s: the store was asked %d times, want %d", what, got, want)
+		}
+	}
+	asks("the first open", img, 1)
+	asks("the next", img, 0)
+	other := img
+	other.Revision = "another"
+	asks("another version", other, 1)
+	for name, a := range cl.answers.of {
+		a.at = a.at.Add(-standing)
+		cl.answers.of[name] = a
+	}
+	asks("a moment later", img, 1)
+	if _, err := cl.Lookup(t.Context(), red.Dir(), backends.Ref{Collection: "pusheen", Name: "nobody", Tag: "latest"}); !errors.Is(err, iofs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	asks("after a question for another name", img, 0)
+}
+
+// TestAnswersStayFew: names that were asked for once are forgotten.
+func TestAnswersStayFew(t *testing.T) {
+	var s answers
+	for i := range 10 * maxAnswers {
+		s.note(fmt.Sprint(i), answer{"r", time.Now()})
+	}
+	if n := len(s.of); n > maxAnswers {
+		t.Errorf("%d answers are kept, want %d at most", n, maxAnswers)
 	}
 }

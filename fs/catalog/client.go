@@ -7,8 +7,10 @@ import (
 	iofs "io/fs"
 	"iter"
 	"log/slog"
+	"maps"
 	"path"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +21,11 @@ import (
 // moment is how long a question that a listing should have answered may wait
 // for the network.
 const moment = 5 * time.Second
+
+// standing is how long what the store answered of a name stands for opens of
+// it. A program that runs an image opens it several times in a row, and each
+// question would cost a round trip.
+const standing = 2 * time.Second
 
 // Client is one store with what is known of it. Names of directories and
 // files are the tree's: see backends.CollectionPath and Ref.File.
@@ -37,6 +44,9 @@ type Client struct {
 
 	preparer backends.Preparer // nil for a store that is none
 	prepared atomic.Int64      // when it was last asked to, Unix time in nanoseconds
+
+	// answers are the store's last, for the opens that follow at once.
+	answers answers
 }
 
 func newClient(c *Catalog, name string, store backends.Store) *Client {
@@ -95,9 +105,11 @@ func (cl *Client) ask(ctx context.Context, dir string, ref backends.Ref) (backen
 	ref = cl.storeRef(ctx, dir, ref)
 	ctx, cancel := context.WithTimeoutCause(ctx, moment, errMoment)
 	defer cancel()
+	at := time.Now()
 	img, err := cl.Store.Stat(ctx, ref)
 	if err == nil {
 		cl.remember(img)
+		cl.answers.note(dir+"/"+ref.File(), answer{img.Revision, at})
 		return cl.WithVersion(img), nil
 	}
 	if isNotExist(err) && ref.Version == "" {
@@ -350,9 +362,13 @@ func (cl *Client) Size(img backends.Image) int64 {
 
 // Revalidate checks that an image which is about to be opened is still what
 // its name means, where no change feed says so. A remote that cannot be asked
-// is no reason to refuse what is known.
+// is no reason to refuse what is known. What it answered less than a moment ago
+// is not asked again.
 func (cl *Client) Revalidate(ctx context.Context, img backends.Image) error {
 	if img.Ref.Version != "" || cl.Local() || cl.state.fresh(0) {
+		return nil
+	}
+	if cl.answers.stands(img.Ref.Dir()+"/"+img.Ref.File(), img.Revision) {
 		return nil
 	}
 	now, err := cl.ask(ctx, img.Ref.Dir(), img.Ref)
@@ -365,6 +381,46 @@ func (cl *Client) Revalidate(ctx context.Context, img backends.Image) error {
 		return context.Cause(ctx)
 	}
 	return nil
+}
+
+// answers remember which version the store said that names mean. The zero value
+// is empty.
+type answers struct {
+	mu sync.Mutex
+	of map[string]answer // by directory and file
+}
+
+// answer is a version and when it was asked for.
+type answer struct {
+	revision string
+	at       time.Time
+}
+
+// maxAnswers is when those that stand no longer are dropped.
+const maxAnswers = 256
+
+func (s *answers) note(name string, a answer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.of) >= maxAnswers {
+		maps.DeleteFunc(s.of, func(_ string, a answer) bool { return time.Since(a.at) >= standing })
+		if len(s.of) >= maxAnswers {
+			clear(s.of)
+		}
+	}
+	if s.of == nil {
+		s.of = map[string]answer{}
+	}
+	s.of[name] = a
+}
+
+// stands reports whether the store has said a moment ago that the name means
+// that version.
+func (s *answers) stands(name, revision string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, ok := s.of[name]
+	return ok && a.revision == revision && time.Since(a.at) < standing
 }
 
 // onDisk reports whether an image is a file of this machine, not a record
