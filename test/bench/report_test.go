@@ -1,12 +1,19 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
 	"encoding/xml"
 	"errors"
 	"io"
+	"math/rand/v2"
+	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
 )
 
 // sampleReport has a row that is met, one that is missed and one that failed.
@@ -55,4 +62,110 @@ func TestMedian(t *testing.T) {
 	if got := median([]sample{{Seconds: 1}, {Seconds: 2}}).Seconds; got != 1.5 {
 		t.Errorf("of two: got %v, want 1.5", got)
 	}
+}
+
+func TestReceivedOn(t *testing.T) {
+	const table = `Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets
+    lo: 208465112    4035    0    0    0     0          0         0 208465113    4035
+  eth0:       7       1    0    0    0     0          0         0        0       0
+`
+	if n, err := receivedOn("lo", table); n != 208465112 || err != nil {
+		t.Errorf("lo: %d, %v", n, err)
+	}
+	if _, err := receivedOn("wlan0", table); err == nil {
+		t.Error("wlan0: no error")
+	}
+}
+
+// TestLine sends through a line what comes back doubled, on two connections.
+func TestLine(t *testing.T) {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	go func() {
+		for {
+			c, err := server.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				b, _ := io.ReadAll(c)
+				c.Write(append(b, b...))
+			}()
+		}
+	}()
+	ln, err := newLine(server.Addr().String(), link{rtt: time.Millisecond, mbit: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.close()
+	const n = 300_000
+	for range 2 {
+		c, err := net.Dial("tcp", ln.addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		sent := bytes.Repeat([]byte("a line"), n/6)
+		go func() {
+			c.Write(sent)
+			c.(*net.TCPConn).CloseWrite()
+		}()
+		got, err := io.ReadAll(c)
+		if err != nil || !bytes.Equal(got, append(sent, sent...)) {
+			t.Errorf("%d bytes came back, %v", len(got), err)
+		}
+	}
+	if got := ln.bytes.Load(); got != 2*3*n {
+		t.Errorf("the line counted %d bytes, want %d", got, 2*3*n)
+	}
+	// One that is left open does not keep the line from closing.
+	if _, err := net.Dial("tcp", ln.addr()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestContents: the registry's images are made of the same bytes each time, and
+// the lazy one says where its table of contents is to be trusted.
+func TestContents(t *testing.T) {
+	l := &lab{tmp: t.TempDir()}
+	for name, fill := range map[string]func(*tar.Writer) error{
+		"system": func(w *tar.Writer) error { return addSystem(w, l) }, "files": fewFiles} {
+		var made [][]byte
+		for range 2 {
+			path, err := archive(l, fill)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			made = append(made, b)
+		}
+		if !bytes.Equal(made[0], made[1]) {
+			t.Errorf("%s: made twice, it is not the same", name)
+		}
+	}
+	path, err := archive(l, fewFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, lazy := range []bool{false, true} {
+		add, err := (&content{lazy: lazy}).layer(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pinned := add.Annotations[estargz.TOCJSONDigestAnnotation] != ""; pinned != lazy {
+			t.Errorf("lazy %v: annotations %v", lazy, add.Annotations)
+		}
+	}
+}
+
+func fewFiles(w *tar.Writer) error {
+	return fillTar(w, 3, func(*rand.Rand) int { return 5000 })
 }

@@ -7,12 +7,13 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
 // rows are all that is measured, in the order of the report. Each lives with
 // its kind below.
-var rows = []row{
+var rows = slices.Concat([]row{
 	cachedRow("cached-sequential", "read a cached image of 500 MB, from the disk", sequential, true),
 	cachedRow("cached-sequential-warm", "the same from the page cache", sequential, false),
 	cachedRow("cached-random", "20,000 random reads of 4 KiB in it, from the disk", random(20_000), true),
@@ -26,7 +27,7 @@ var rows = []row{
 	pushRow,
 	listRow,
 	readyRow,
-}
+}, registryRows)
 
 // The links that remote rows are measured on.
 var (
