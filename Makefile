@@ -63,6 +63,7 @@ test-long: machine ## the long forms of crash, fault, stress and fuzz tests (an 
 bench: machine build ## measure against local disk, rclone, curl and Apptainer (ROW= runs some rows)
 	@go build -buildvcs=false -o bin/emulator ./test/emulator
 	@go build -buildvcs=false -o bin/bench ./test/bench
+	@test/setup/rclone.sh bench/data/rclone || echo "no newer rclone can be built: the machine's own is measured"
 	@bin/bench -row '$(ROW)'
 
 .PHONY: lint

@@ -21,8 +21,11 @@ type lab struct {
 	repo string // the checkout
 	data string // generated images, kept between runs
 	tmp  string // everything else, deleted at the end
-	undo []func()
-	seq  int
+	// rclone is the newest that could be had (test/setup/rclone.sh), else the
+	// machine's own.
+	rclone string
+	undo   []func()
+	seq    int
 }
 
 func newLab(data string) (*lab, error) {
@@ -46,7 +49,11 @@ func newLab(data string) (*lab, error) {
 			return nil, fmt.Errorf("%w; run it by \"make bench\"", err)
 		}
 	}
-	return &lab{repo: repo, data: data, tmp: tmp}, nil
+	l := &lab{repo: repo, data: data, tmp: tmp, rclone: "rclone"}
+	if built := filepath.Join(data, "rclone/rclone"); exec.Command(built, "version").Run() == nil {
+		l.rclone = built
+	}
+	return l, nil
 }
 
 func (l *lab) close() {
@@ -83,6 +90,30 @@ func (l *lab) version(ctx context.Context) string {
 		return "of unknown version"
 	}
 	return strings.TrimPrefix(strings.TrimSpace(string(out)), "sregfs ")
+}
+
+// rivals are the programs that sregfs is measured against, with their versions.
+func (l *lab) rivals(ctx context.Context) map[string]string {
+	out := map[string]string{}
+	for name, cmd := range map[string][]string{
+		"rclone": {l.rclone, "version"}, "apptainer": {"apptainer", "--version"}, "curl": {"curl", "--version"}} {
+		said, err := exec.CommandContext(ctx, cmd[0], cmd[1:]...).Output()
+		if err == nil {
+			out[name] = versionIn(string(said))
+		}
+	}
+	return out
+}
+
+// versionIn is the first word of a program's answer that looks like a version,
+// without a leading v.
+func versionIn(said string) string {
+	for word := range strings.FieldsSeq(said) {
+		if v := strings.TrimPrefix(word, "v"); v != "" && v[0] >= '0' && v[0] <= '9' {
+			return v
+		}
+	}
+	return ""
 }
 
 // command runs a program to its end. A failure carries what it said.
@@ -226,7 +257,7 @@ func (l *lab) rcloneMount(ctx context.Context, e *emulator, cache string) (*moun
 	if err != nil {
 		return nil, err
 	}
-	d, err := l.start(e.rcloneEnv(), "rclone", "mount", "dropbox:"+filepath.Dir(remoteName), dir,
+	d, err := l.start(e.rcloneEnv(), l.rclone, "mount", "dropbox:"+filepath.Dir(remoteName), dir,
 		"--vfs-cache-mode", "full", "--cache-dir", cache, "--allow-other", "--allow-non-empty")
 	if err != nil {
 		return nil, err

@@ -64,7 +64,7 @@ func run(word string, repeat int, out, data string) error {
 	}
 	defer l.close()
 
-	rep := report{Machine: describeMachine(), Version: l.version(ctx), Began: time.Now(), Repetitions: repeat}
+	rep := report{Machine: describeMachine(), Version: l.version(ctx), Rivals: l.rivals(ctx), Began: time.Now(), Repetitions: repeat}
 	for _, r := range rows {
 		if !strings.Contains(r.name, word) {
 			continue

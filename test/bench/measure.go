@@ -18,6 +18,9 @@ type row struct {
 	prepare func(ctx context.Context, l *lab) ([]contestant, error)
 	// met says whether the goal is reached, from the summary.
 	met func(r result) bool
+	// parts says that the contestants are all sregfs and do different things:
+	// their times are not compared.
+	parts bool
 }
 
 // A contestant does the work once at a time.
@@ -39,6 +42,7 @@ type sample struct {
 	Bytes    int64   `json:"bytes,omitempty"`    // over the network
 	Requests int64   `json:"requests,omitempty"` // to the store
 	Memory   int64   `json:"memory,omitempty"`   // the daemon's peak, bytes
+	Disk     int64   `json:"disk,omitempty"`     // what its databases take, bytes
 }
 
 // result is a measured row.
@@ -57,8 +61,8 @@ type summary struct {
 	Samples []sample `json:"samples"`
 	Median  sample   `json:"median"` // of each figure by itself
 	// Ratio is this contestant's median time over sregfs's: above 1 it is
-	// slower than sregfs.
-	Ratio float64 `json:"ratio"`
+	// slower than sregfs. 0 where the two did different things.
+	Ratio float64 `json:"ratio,omitempty"`
 }
 
 // of returns the named contestant's summary, the zero one when there is none.
@@ -96,7 +100,7 @@ func (l *lab) measure(ctx context.Context, r row, repeat int) (result, error) {
 	for i := range res.Entries {
 		e := &res.Entries[i]
 		e.Median = median(e.Samples)
-		if first := res.Entries[0].Median.Seconds; first > 0 {
+		if first := res.Entries[0].Median.Seconds; first > 0 && !r.parts {
 			e.Ratio = e.Median.Seconds / first
 		}
 	}
@@ -144,6 +148,7 @@ func median(samples []sample) sample {
 		Bytes:    int64(of(func(s sample) float64 { return float64(s.Bytes) })),
 		Requests: int64(of(func(s sample) float64 { return float64(s.Requests) })),
 		Memory:   int64(of(func(s sample) float64 { return float64(s.Memory) })),
+		Disk:     int64(of(func(s sample) float64 { return float64(s.Disk) })),
 	}
 }
 
@@ -157,6 +162,9 @@ func (s sample) String() string {
 	}
 	if s.Memory > 0 {
 		out += fmt.Sprintf("  %s memory", size(s.Memory))
+	}
+	if s.Disk > 0 {
+		out += fmt.Sprintf("  %s on disk", size(s.Disk))
 	}
 	return out
 }

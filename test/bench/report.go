@@ -16,11 +16,13 @@ import (
 
 // report is one run.
 type report struct {
-	Machine     string    `json:"machine"`
-	Version     string    `json:"version"`
-	Began       time.Time `json:"began"`
-	Repetitions int       `json:"repetitions"`
-	Rows        []result  `json:"rows"`
+	Machine string `json:"machine"`
+	Version string `json:"version"`
+	// Rivals are versions, by program.
+	Rivals      map[string]string `json:"rivals"`
+	Began       time.Time         `json:"began"`
+	Repetitions int               `json:"repetitions"`
+	Rows        []result          `json:"rows"`
 }
 
 func describeMachine() string {
@@ -31,12 +33,21 @@ func describeMachine() string {
 	return fmt.Sprintf("Linux %s, %s, %d CPUs", unix.ByteSliceToString(u.Release[:]), runtime.GOARCH, runtime.NumCPU())
 }
 
+// called is a contestant with its program's version: "rclone 1.76.0 mount".
+func (r report) called(contestant string) string {
+	program, rest, _ := strings.Cut(contestant, " ")
+	if v := r.Rivals[program]; v != "" {
+		return strings.TrimSpace(program + " " + v + " " + rest)
+	}
+	return contestant
+}
+
 // table is the report for a terminal: a line for each contestant.
 func (r report) table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nsregfs %s on %s, medians of %d\n\n", r.Version, r.Machine, r.Repetitions)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "row\tcontestant\ttime\tover sregfs\tnetwork\trequests\tmemory\tgoal")
+	fmt.Fprintln(w, "row\tcontestant\ttime\tover sregfs\tnetwork\trequests\tmemory\tdisk\tgoal")
 	for _, row := range r.Rows {
 		name := row.Name
 		for i, e := range row.Entries {
@@ -44,13 +55,17 @@ func (r report) table() string {
 			if i == 0 {
 				goal = verdict(row) + ": " + row.Goal
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%.2f\t%s\t%s\t%s\t%s\n", name, e.Name, seconds(e.Median.Seconds), e.Ratio,
+			ratio := "-"
+			if e.Ratio > 0 {
+				ratio = fmt.Sprintf("%.2f", e.Ratio)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", name, r.called(e.Name), seconds(e.Median.Seconds), ratio,
 				orDash(e.Median.Bytes, size), orDash(e.Median.Requests, func(n int64) string { return fmt.Sprint(n) }),
-				orDash(e.Median.Memory, size), goal)
+				orDash(e.Median.Memory, size), orDash(e.Median.Disk, size), goal)
 			name = ""
 		}
 		if len(row.Entries) == 0 {
-			fmt.Fprintf(w, "%s\t\t\t\t\t\t\t%s: %s\n", name, verdict(row), row.Goal)
+			fmt.Fprintf(w, "%s\t\t\t\t\t\t\t\t%s: %s\n", name, verdict(row), row.Goal)
 		}
 	}
 	w.Flush()
@@ -136,22 +151,25 @@ func (r report) svg() string {
 		y += 6
 		for i, e := range row.Entries {
 			colour := "#b8bec6"
-			if i == 0 && row.Met {
+			if own := i == 0 || strings.HasPrefix(e.Name, "sregfs"); own && row.Met {
 				colour = "#2563a8"
-			} else if i == 0 {
+			} else if own {
 				colour = "#c0392b"
 			}
 			width := 1
 			if longest > 0 {
 				width = max(1, int(e.Median.Seconds/longest*barWidth))
 			}
-			text(24, y+barHeight-4, "", e.Name)
+			text(24, y+barHeight-4, "", r.called(e.Name))
 			fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%d" height="%d" fill="%s"/>`+"\n", 12+nameWidth, y, width, barHeight, colour)
 			label := seconds(e.Median.Seconds)
 			if e.Median.Bytes > 0 {
 				label += ", " + size(e.Median.Bytes)
 			}
-			if i > 0 {
+			if e.Median.Memory > 0 {
+				label += ", " + size(e.Median.Memory) + " memory"
+			}
+			if i > 0 && e.Ratio > 0 {
 				label += fmt.Sprintf(" (%.2f x)", e.Ratio)
 			}
 			text(12+nameWidth+width+6, y+barHeight-4, `fill="#333"`, label)

@@ -20,6 +20,7 @@ import (
 func sampleReport() report {
 	return report{
 		Machine: "Linux 6.18, amd64, 2 CPUs", Version: "v1", Began: time.Unix(0, 0), Repetitions: 3,
+		Rivals: map[string]string{"rclone": "1.76.0"},
 		Rows: []result{
 			{Name: "lazy", What: "a <cold> start", Goal: "1 % & no more", Met: true, Entries: []summary{
 				{Name: "sregfs", Median: sample{Seconds: 0.2, Bytes: 1_500_000, Requests: 7}, Ratio: 1},
@@ -33,7 +34,7 @@ func sampleReport() report {
 
 func TestTable(t *testing.T) {
 	table := sampleReport().table()
-	for _, want := range []string{"met: 1 % & no more", "MISSED: 1.0", "FAILED: any", "no such program", "10.00", "71.0 MB", "200 ms"} {
+	for _, want := range []string{"met: 1 % & no more", "MISSED: 1.0", "FAILED: any", "no such program", "10.00", "71.0 MB", "200 ms", "rclone 1.76.0 mount"} {
 		if !strings.Contains(table, want) {
 			t.Errorf("%q is not in the table:\n%s", want, table)
 		}
@@ -61,6 +62,19 @@ func TestMedian(t *testing.T) {
 	}
 	if got := median([]sample{{Seconds: 1}, {Seconds: 2}}).Seconds; got != 1.5 {
 		t.Errorf("of two: got %v, want 1.5", got)
+	}
+}
+
+func TestVersionIn(t *testing.T) {
+	for said, want := range map[string]string{
+		"rclone v1.76.0\n- os/version: debian 12": "1.76.0",
+		"apptainer version 1.4.5":                 "1.4.5",
+		"curl 7.88.1 (x86_64) libcurl/7.88.1":     "7.88.1",
+		"no such thing":                           "",
+	} {
+		if got := versionIn(said); got != want {
+			t.Errorf("%q: %q, want %q", said, got, want)
+		}
 	}
 }
 
