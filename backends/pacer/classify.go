@@ -36,14 +36,18 @@ type Decision struct {
 	After time.Duration
 }
 
-// Default is the decision by status alone: 429 (RFC 6585 section 4) and a 503
-// with Retry-After are Limited; 500, 502, 503 and 504 (RFC 9110 section 15.6)
-// are Failing.
+// Default is the decision by status alone: 429 (RFC 6585 section 4), and a 503
+// or a 403 with Retry-After, are Limited: a refusal that says when to come back
+// is none. 500, 502, 503 and 504 (RFC 9110 section 15.6) are Failing.
 func Default(resp *http.Response) Decision {
 	after := RetryAfter(resp)
 	switch resp.StatusCode {
 	case http.StatusTooManyRequests:
 		return Decision{Limited, after}
+	case http.StatusForbidden:
+		if after > 0 {
+			return Decision{Limited, after}
+		}
 	case http.StatusServiceUnavailable:
 		if after > 0 {
 			return Decision{Limited, after}
@@ -134,6 +138,31 @@ func isPermanent(err error) bool {
 	)
 	return errors.As(err, &cert) || errors.As(err, &authority) || errors.As(err, &host) ||
 		errors.As(err, &record) || errors.As(err, &alert)
+}
+
+// advise says what may be done about a connection that fails for a reason which
+// users know how to remove, "" for all others.
+func advise(err error) string {
+	var (
+		authority x509.UnknownAuthorityError
+		invalid   x509.CertificateInvalidError
+		host      x509.HostnameError
+		record    tls.RecordHeaderError
+		name      *net.DNSError
+	)
+	switch {
+	case errors.As(err, &authority):
+		return "if you trust who signed it, name its certificate in SSL_CERT_FILE"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "look whether this machine's clock is right"
+	case errors.As(err, &host):
+		return "look whether the address is right, and whether a proxy is in between"
+	case errors.As(err, &record):
+		return "look whether the address should begin with http://"
+	case errors.As(err, &name):
+		return "look whether the network is up and the address is right"
+	}
+	return ""
 }
 
 // neverSent reports whether err came before anything of the request went out.

@@ -120,8 +120,8 @@ type Error struct {
 	Err error
 }
 
-// Error says what was the matter, without the request's URL, which may hold
-// secrets.
+// Error says what was the matter and, where that is known, what to do about it,
+// without the request's URL, which may hold secrets.
 func (e *Error) Error() string {
 	s := e.Kind.Error()
 	switch {
@@ -135,6 +135,9 @@ func (e *Error) Error() string {
 	}
 	if e.RetryAfter > 0 {
 		s += fmt.Sprintf("; it asks to be left alone for %s", e.RetryAfter.Round(time.Second))
+	}
+	if advice := advise(e.Err); advice != "" {
+		s += "; " + advice
 	}
 	return s
 }

@@ -104,9 +104,10 @@ func repeat(n int, step func(*http.Request) (*http.Response, error)) (steps []fu
 }
 
 var (
-	reset = &net.OpError{Op: "read", Err: errors.New("connection reset by peer")}
-	dial  = &net.OpError{Op: "dial", Err: errors.New("connection refused")}
-	cert  = &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}
+	reset   = &net.OpError{Op: "read", Err: errors.New("connection reset by peer")}
+	dial    = &net.OpError{Op: "dial", Err: errors.New("connection refused")}
+	expired = &tls.CertificateVerificationError{Err: x509.CertificateInvalidError{Reason: x509.Expired}}
+	cert    = &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}
 )
 
 func TestOutcomes(t *testing.T) {
@@ -131,11 +132,14 @@ func TestOutcomes(t *testing.T) {
 		"429 by date":                 {steps: repeat(1, status(429, "Retry-After: Sat, 01 Jan 2000 00:00:09 GMT")), status: 200, tries: 2, least: 9 * time.Second, most: 10 * time.Second},
 		"429 for too long":            {steps: repeat(1, status(429, "Retry-After: 300")), err: backends.ErrBusy, tries: 1},
 		"429 for ever":                {steps: repeat(99, status(429, "Retry-After: 25")), err: backends.ErrBusy, tries: 3, most: 50 * time.Second},
+		"403 that says when":          {steps: repeat(2, status(403, "Retry-After: 2")), status: 200, tries: 3, least: 4 * time.Second, most: 5 * time.Second},
+		"403 is handed on":            {steps: repeat(1, status(403, "")), status: 403, tries: 1},
 		"503 for ever":                {steps: repeat(99, status(503, "")), err: backends.ErrUnreachable, most: 60 * time.Second},
 		"reset":                       {steps: repeat(2, fails(reset)), status: 200, tries: 3, most: 3 * time.Second},
 		"reset for ever":              {steps: repeat(99, fails(reset)), err: backends.ErrUnreachable, most: 60 * time.Second},
 		"silence, then an answer":     {steps: repeat(1, hangs), ctx: func(ctx context.Context) context.Context { return WithCeiling(ctx, 2*time.Minute) }, status: 200, tries: 2, least: time.Minute, most: 62 * time.Second},
 		"silence":                     {steps: repeat(99, hangs), err: backends.ErrUnreachable, tries: 1, most: time.Minute},
+		"expired certificate":         {steps: repeat(9, fails(expired)), err: backends.ErrUnreachable, tries: 1},
 		"untrusted certificate":       {steps: repeat(9, fails(cert)), err: backends.ErrUnreachable, tries: 1},
 		"credentials":                 {steps: repeat(9, fails(backends.ErrAuth)), err: backends.ErrAuth, tries: 1},
 		"ceiling 0":                   {steps: repeat(9, status(503, "")), ctx: noWait, err: backends.ErrUnreachable, tries: 1},
