@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -197,6 +198,10 @@ type serviceAccount struct {
 	http                      *http.Client
 	turn                      chan struct{} // held by who asks for a token
 
+	// ahead is how far Google's clock was found to be ahead of this machine's;
+	// for who has the turn.
+	ahead time.Duration
+
 	mu  sync.Mutex
 	tok *oauth2.Token
 }
@@ -230,7 +235,11 @@ func (a *serviceAccount) token(ctx context.Context) (*oauth2.Token, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, &backends.Error{Op: "get a token for", Client: a.client, Err: err}
+		e := &backends.Error{Op: "get a token for", Client: a.client, Err: err}
+		if inner := (*backends.Error)(nil); errors.As(err, &inner) && inner.Client == "" {
+			e.Err, e.Hint = inner.Err, inner.Hint // one sentence, not two
+		}
+		return nil, e
 	}
 	a.mu.Lock()
 	a.tok = tok
@@ -247,36 +256,62 @@ func (a *serviceAccount) refused(tok *oauth2.Token) {
 	}
 }
 
+// maxSkew is how wrong a clock may be before it is taken to be wrong.
+const maxSkew = time.Minute
+
+// oauthCode is what a code of RFC 6749 may look like; anything else is not
+// shown.
+var oauthCode = regexp.MustCompile(`^[a-z_]{1,40}$`)
+
+// request asks for a token. Google takes no assertion from a clock that is more
+// than some minutes off, so that one which is refused is made once more by the
+// time that the refusal says it is.
 func (a *serviceAccount) request(ctx context.Context) (*oauth2.Token, error) {
-	assertion, err := a.assertion(time.Now())
+	for again := false; ; again = true {
+		tok, date, err := a.ask(ctx, time.Now().Add(a.ahead))
+		if err == nil || date.IsZero() || !errors.Is(err, backends.ErrAuth) {
+			return tok, err
+		}
+		ahead := time.Until(date)
+		if again || (ahead-a.ahead).Abs() < maxSkew {
+			return nil, err
+		}
+		a.ahead = ahead
+	}
+}
+
+// ask asks once, as if it were now; date is what time Google says that it is.
+func (a *serviceAccount) ask(ctx context.Context, now time.Time) (tok *oauth2.Token, date time.Time, err error) {
+	assertion, err := a.assertion(now)
 	if err != nil {
-		return nil, fmt.Errorf("%w: sign with the service account's key: %w", backends.ErrAuth, err)
+		return nil, date, fmt.Errorf("%w: sign with the service account's key: %w", backends.ErrAuth, err)
 	}
 	form := url.Values{"grant_type": {"urn:ietf:params:oauth:grant-type:jwt-bearer"}, "assertion": {assertion}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.url, strings.NewReader(form.Encode()))
 	if err != nil {
-		return nil, fmt.Errorf("%w: the token's address in %s: %w", backends.ErrNotConfigured, CredentialsSetting, err)
+		return nil, date, fmt.Errorf("%w: the token's address in %s: %w", backends.ErrNotConfigured, CredentialsSetting, err)
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	resp, err := a.http.Do(req)
 	if err != nil {
-		return nil, lost(err)
+		return nil, date, lost(err)
 	}
 	defer resp.Body.Close()
+	date, _ = http.ParseTime(resp.Header.Get("Date")) // zero if it says nothing
 	var answer struct {
 		Token     string `json:"access_token"`
 		ExpiresIn int64  `json:"expires_in"`
 		Error     string `json:"error"`
-		Why       string `json:"error_description"`
 	}
 	derr := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 1<<20)).Decode(&answer)
 	switch {
 	case resp.StatusCode == http.StatusOK && derr == nil && answer.Token != "":
-		return &oauth2.Token{AccessToken: answer.Token, TokenType: "Bearer", Expiry: time.Now().Add(time.Duration(answer.ExpiresIn) * time.Second)}, nil
-	case answer.Error != "":
-		return nil, fmt.Errorf("%w: Google refuses the service account: %s (%s)", backends.ErrAuth, answer.Error, answer.Why)
+		return &oauth2.Token{AccessToken: answer.Token, TokenType: "Bearer", Expiry: time.Now().Add(time.Duration(answer.ExpiresIn) * time.Second)}, date, nil
+	case oauthCode.MatchString(answer.Error):
+		return nil, date, &backends.Error{Op: "get a token", Err: fmt.Errorf("%w: Google refuses the service account: %s", backends.ErrAuth, answer.Error),
+			Hint: "look in the Google Cloud console whether its key is still valid"}
 	}
-	return nil, fmt.Errorf("%w: the token endpoint answers HTTP %d", backends.ErrUnreachable, resp.StatusCode)
+	return nil, date, fmt.Errorf("%w: the token endpoint answers HTTP %d", backends.ErrUnreachable, resp.StatusCode)
 }
 
 // assertion is a signed JWT, good for an hour from a moment ago, so that a

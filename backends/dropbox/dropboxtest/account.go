@@ -33,7 +33,8 @@ type account struct {
 	used    int64
 	space   int64
 	lastRev uint64
-	blobs   []*blob // all that have to be closed
+	blobs   []*blob       // all that have to be closed
+	skew    time.Duration // of its clock, before this machine's
 }
 
 type node struct {
@@ -58,7 +59,7 @@ type event struct {
 	folderGone     bool
 }
 
-func newAccount(space int64) *account {
+func newAccount(space int64, skew time.Duration) *account {
 	a := &account{
 		byID:    make(map[string]*node),
 		revs:    make(map[string]*revision),
@@ -68,6 +69,7 @@ func newAccount(space int64) *account {
 		changed: make(chan struct{}),
 		root:    &node{kids: make(map[string]*node)},
 		space:   space,
+		skew:    skew,
 		lastRev: 0x5e1a2b3c4,
 	}
 	return a
@@ -296,7 +298,7 @@ func (a *account) setContent(n *node, b *blob, modified time.Time) {
 		a.used -= n.rev.blob.size
 	}
 	a.used += b.size
-	now := time.Now().UTC().Truncate(time.Second)
+	now := time.Now().Add(a.skew).UTC().Truncate(time.Second)
 	if modified.IsZero() {
 		modified = now
 	}

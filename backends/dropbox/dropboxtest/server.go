@@ -65,6 +65,8 @@ type Options struct {
 	// LossyDisplay makes path_display right in its last component alone and
 	// lower case in the others, which Dropbox documents as possible.
 	LossyDisplay bool
+	// Skew is how far its clock is ahead of this machine's.
+	Skew time.Duration
 	// DisplayName is the account holder's, "Vanessa S" when empty.
 	DisplayName string
 }
@@ -132,7 +134,7 @@ func Start(opts Options) (*Server, error) {
 		opts:     opts,
 		dir:      dir,
 		link:     new(link),
-		acct:     newAccount(opts.Space),
+		acct:     newAccount(opts.Space, opts.Skew),
 		oauth:    newOAuth(opts),
 		sessions: make(map[string]*session),
 	}
@@ -218,6 +220,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	count.requests.Add(1)
 	r.Body = &meteredBody{ReadCloser: r.Body, ctx: ctx, link: s.link, count: count}
 	out := &wire{ResponseWriter: w, ctx: ctx, link: s.link, count: count, flip: -1, end: -1}
+	w.Header().Set("Date", time.Now().Add(s.opts.Skew).UTC().Format(http.TimeFormat))
 	if s.link.wait(ctx) != nil {
 		panic(http.ErrAbortHandler)
 	}

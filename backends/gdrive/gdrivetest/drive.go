@@ -48,6 +48,8 @@ type Options struct {
 	Token string
 	// TokenLife is how long access tokens live; 0 for an hour.
 	TokenLife time.Duration
+	// Skew is how far its clock is ahead of this machine's.
+	Skew time.Duration
 	// Quota is the account's space in bytes; 0 for 15 GiB, negative for none.
 	Quota int64
 	// User is the account's display name, Email its address.
@@ -217,7 +219,7 @@ func newID(n int) string {
 // now is a time that no two calls share, in the milliseconds that Drive keeps.
 // The caller holds mu, but in New.
 func (d *Drive) now() time.Time {
-	t := time.Now().UTC().Truncate(time.Millisecond)
+	t := time.Now().Add(d.opts.Skew).UTC().Truncate(time.Millisecond)
 	if !t.After(d.last) {
 		t = d.last.Add(time.Millisecond)
 	}

@@ -226,7 +226,7 @@ func (d *Drive) oauthJWT(w http.ResponseWriter, r *http.Request, assertion strin
 	if claims.Iss != ServiceAccount || rsa.VerifyPKCS1v15(&key.PublicKey, crypto.SHA256, sum[:], sig) != nil {
 		return bad("Invalid JWT Signature.")
 	}
-	now := time.Now().Unix()
+	now := time.Now().Add(d.opts.Skew).Unix()
 	if claims.Iat > now+300 || claims.Exp < now || claims.Exp > claims.Iat+3600 {
 		return bad("Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe.")
 	}

@@ -191,6 +191,7 @@ func (rt routing) lookup(r *http.Request) (route, bool) {
 // ServeHTTP answers as Drive does, after the link's delays and with the faults
 // that were asked for.
 func (d *Drive) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Date", time.Now().Add(d.opts.Skew).UTC().Format(http.TimeFormat))
 	rt, ok := d.lookup(r)
 	w, fault, done := d.begin(rt.name, w, r)
 	defer done()
