@@ -42,6 +42,10 @@ type Options struct {
 	// it was checked and is durable, from a goroutine that holds no locks.
 	// Close waits for it.
 	OnComplete func(Completed)
+	// OnDiskTrouble is called, once a minute at most and maybe with locks held,
+	// when the disk does not do what the cache needs: reads go on without it.
+	// Nil for nobody.
+	OnDiskTrouble func(err error)
 }
 
 // Completed is what is known of an object when all of it is here.

@@ -173,5 +173,8 @@ func (c *Cache) diskTrouble(key string, err error) {
 	now := time.Now().UnixNano()
 	if last := c.troubleTold.Load(); now-last > int64(time.Minute) && c.troubleTold.CompareAndSwap(last, now) {
 		c.log.Error("the cache disk failed; reads go on without it", "key", key, "error", err)
+		if c.opts.OnDiskTrouble != nil {
+			c.opts.OnDiskTrouble(err)
+		}
 	}
 }

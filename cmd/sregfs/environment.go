@@ -11,7 +11,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/all"
@@ -58,6 +61,21 @@ func (e *environment) cacheDir() string {
 	return filepath.Join(singularityHome(), "sregfs")
 }
 
+// makeCacheDir makes sure that there is a cache folder to write to.
+func (e *environment) makeCacheDir() error {
+	dir := e.cacheDir()
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		if err = unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+			err = &os.PathError{Op: "write to", Path: dir, Err: err}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("use the cache folder: %w; make it writable, or name another one with --cache-dir", err)
+	}
+	return nil
+}
+
 // database is the path of the seeds' database, "" when it is disabled.
 func database() string {
 	if yes("SREGISTRY_DISABLE") {
@@ -90,11 +108,10 @@ func (e *environment) openSecrets() (*secrets.File, error) {
 }
 
 func (e *environment) openIndex(ctx context.Context) (*index.Index, error) {
-	dir := e.cacheDir()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the cache folder: %w; name another one with --cache-dir", err)
+	if err := e.makeCacheDir(); err != nil {
+		return nil, err
 	}
-	return index.Open(ctx, index.Options{Database: database(), State: filepath.Join(dir, "state.db"), Log: e.log})
+	return index.Open(ctx, index.Options{Database: database(), State: filepath.Join(e.cacheDir(), "state.db"), Log: e.log})
 }
 
 // clientSettings are what a client is opened with.
@@ -229,6 +246,7 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 	o := catalog.Options{Index: x, ReadOnly: readOnly, Log: e.log, RecordNames: recordNames, DockerCmd: yes("SREGISTRY_DOCKER_CMD"),
 		Compress: e.ImageData == "zstd", Profiles: profiles()}
 	var cat *catalog.Catalog
+	var told atomic.Pointer[catalog.Catalog]
 	if bytes {
 		objects := filepath.Join(e.cacheDir(), "objects")
 		if yes("SINGULARITY_DISABLE_CACHE") {
@@ -244,6 +262,11 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 		c, err := cache.Open(objects, cache.Options{
 			Limit: limit, Parallel: e.clientSettings("", nil).Parallel, Log: e.log,
 			OnComplete: func(done cache.Completed) { cat.Learnt(done.Key, done.MD5) },
+			OnDiskTrouble: func(err error) {
+				if cat := told.Load(); cat != nil {
+					cat.Fail(fmt.Sprintf("keep what was read: %s; reads go on without the cache: look after the disk of %s", err, e.cacheDir()))
+				}
+			},
 		})
 		if err != nil {
 			return fail(err)
@@ -258,6 +281,7 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 	if cat, err = catalog.New(stores, o); err != nil {
 		return fail(err)
 	}
+	told.Store(cat)
 	done.add(cat.Close)
 	return cat, aliases, done, nil
 }

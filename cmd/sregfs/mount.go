@@ -182,8 +182,8 @@ func (c *mountCmd) daemonize(e *environment) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(e.cacheDir(), 0o700); err != nil {
-		return fmt.Errorf("make the cache folder: %w; name another one with --cache-dir", err)
+	if err := e.makeCacheDir(); err != nil {
+		return err
 	}
 	logPath := filepath.Join(e.cacheDir(), "sregfs.log")
 	logFile, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
