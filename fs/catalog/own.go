@@ -42,12 +42,20 @@ func (cl *Client) acted(img backends.Image, gone bool) {
 // program did a moment ago. For them the store is asked what is true.
 func (cl *Client) checked(ctx context.Context, changes []backends.Change) []backends.Change {
 	for ref, act := range cl.doubtful(changes) {
-		if _, err := cl.ask(ctx, ref.Dir(), ref); err != nil && !isNotExist(err) {
+		now, err := cl.ask(ctx, ref.Dir(), ref)
+		if err != nil && !isNotExist(err) {
 			continue // then what was told is the best that is known
 		}
-		changes = slices.DeleteFunc(slices.Clone(changes), func(c backends.Change) bool { return act.contradicts(ref, c) })
+		changes = slices.DeleteFunc(slices.Clone(changes), func(c backends.Change) bool { return act.contradicts(ref, c) || isGone(now, c) })
 	}
 	return changes
+}
+
+// isGone reports whether a change tells that an image is gone which was found a
+// moment ago, as it tells of our own deletion before another's push.
+func isGone(now backends.Image, c backends.Change) bool {
+	told := c.Entry.Image
+	return c.Deleted && (told.ID != "" && told.ID == now.ID || told.ID == "" && told.Key != "" && told.Key == now.Key)
 }
 
 // doubtful are the acts that changes speak against.

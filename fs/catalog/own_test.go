@@ -14,6 +14,8 @@ type lateFeed struct {
 	*backendtest.MemoryStore
 	asked chan struct{}
 	tell  chan struct{}
+	// first is told before what the store tells next; then it is told no more.
+	first []backends.Change
 }
 
 func (l *lateFeed) Changes(ctx context.Context, cursor string, wait time.Duration) (backends.Changes, error) {
@@ -21,6 +23,7 @@ func (l *lateFeed) Changes(ctx context.Context, cursor string, wait time.Duratio
 	if len(changes.List) == 0 {
 		return changes, err
 	}
+	changes.List, l.first = append(l.first, changes.List...), nil
 	select {
 	case l.asked <- struct{}{}:
 	case <-ctx.Done():
@@ -64,7 +67,7 @@ func TestFeedBehindOwnActs(t *testing.T) {
 		}, -1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			feed := &lateFeed{backendtest.Memory(), make(chan struct{}), make(chan struct{})}
+			feed := &lateFeed{MemoryStore: backendtest.Memory(), asked: make(chan struct{}), tell: make(chan struct{})}
 			cat := open(t, t.TempDir(), map[string]backends.Store{"mem": feed})
 			cl := cat.Client("mem")
 			cat.Start()
@@ -92,4 +95,49 @@ func TestFeedBehindOwnActs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Another's push is not undone by the news of this program's own deletion before
+// it, however the feed puts them together.
+func TestPushAfterOwnRemoval(t *testing.T) {
+	feed := &lateFeed{MemoryStore: backendtest.Memory(), asked: make(chan struct{}), tell: make(chan struct{})}
+	cat := open(t, t.TempDir(), map[string]backends.Store{"mem": feed})
+	cl := cat.Client("mem")
+	cat.Start()
+	if err := cl.Listed(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	told := func() { feed.tell <- struct{}{} }
+	if err := feed.MakeCollection(t.Context(), "pusheen"); err != nil {
+		t.Fatal(err)
+	}
+	<-feed.asked
+	img, err := push(t, cl, red, squash(t, 1, 1000), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told()
+	<-feed.asked
+	told() // of the push
+	if err := feed.MakeCollection(t.Context(), "busy"); err != nil {
+		t.Fatal(err)
+	}
+	<-feed.asked
+	if err := cl.Remove(t.Context(), img); err != nil {
+		t.Fatal(err)
+	}
+	other := feed.Put(red, squash(t, 2, 2000), nil)
+	feed.first = []backends.Change{{Deleted: true, Entry: backends.Entry{Image: backends.Image{ID: other.ID, Key: other.Key}}}}
+	told()
+	<-feed.asked
+	told() // of the deletion and of the other's push
+	if err := feed.MakeCollection(t.Context(), "done"); err != nil {
+		t.Fatal(err)
+	}
+	<-feed.asked
+	found, ok, err := cat.Index().Lookup(t.Context(), "mem", red.Dir(), red.File(), false)
+	if err != nil || !ok || found.Size != 2000 {
+		t.Errorf("found %v, %d bytes, %v; want the other's push", ok, found.Size, err)
+	}
+	told()
 }
