@@ -36,9 +36,9 @@ func (s *Store) Cursor(ctx context.Context) (string, error) {
 // Drive has no call that waits.
 func (s *Store) Changes(ctx context.Context, cursor string, wait time.Duration) (backends.Changes, error) {
 	const op = "watch"
-	token, root, ok := strings.Cut(cursor, " ")
-	if _, err := strconv.ParseInt(token, 10, 64); !ok || err != nil {
-		return backends.Changes{}, s.refused(op, backends.Ref{}, backends.ErrCursorReset, "")
+	token, root, err := s.position(cursor)
+	if err != nil {
+		return backends.Changes{}, err
 	}
 	deadline := time.Now().Add(wait)
 	for {
@@ -59,6 +59,15 @@ func (s *Store) Changes(ctx context.Context, cursor string, wait time.Duration) 
 			return backends.Changes{}, s.fail(ctx, op, backends.Ref{}, ctx.Err())
 		}
 	}
+}
+
+// position takes a cursor apart. One that Cursor cannot have made is expired.
+func (s *Store) position(cursor string) (token, root string, err error) {
+	token, root, ok := strings.Cut(cursor, " ")
+	if _, err := strconv.ParseUint(token, 10, 63); !ok || err != nil {
+		return "", "", s.refused("watch", backends.Ref{}, backends.ErrCursorReset, "")
+	}
+	return token, root, nil
 }
 
 // batch is what has changed, and the position after it.

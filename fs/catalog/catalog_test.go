@@ -23,7 +23,7 @@ import (
 )
 
 // open makes a catalog over stores, with everything that it keeps in dir.
-func open(t *testing.T, dir string, stores map[string]backends.Store) *Catalog {
+func open(t testing.TB, dir string, stores map[string]backends.Store) *Catalog {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	x, err := index.Open(t.Context(), index.Options{

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -91,6 +92,11 @@ func (cl *Client) profile(img backends.Image) (p profile, ok bool) {
 	defer f.Close()
 	if json.NewDecoder(io.LimitReader(f, 1<<20)).Decode(&p) != nil || len(p.Ranges) > maxProfile {
 		return profile{}, false
+	}
+	for _, r := range p.Ranges {
+		if r.Off < 0 || r.N <= 0 || r.Off > math.MaxInt64-r.N {
+			return profile{}, false // damaged
+		}
 	}
 	return p, true
 }
