@@ -20,6 +20,7 @@ import (
 	"github.com/alecthomas/kong"
 	kongcompletion "github.com/jotaen/kong-completion"
 	"github.com/posener/complete"
+	"golang.org/x/sys/unix"
 
 	"github.com/sregfs/sregfs/backends/conn"
 )
@@ -77,6 +78,7 @@ func main() {
 		}
 		args = mountArgs
 	}
+	keepMemory()
 	setHome()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -92,6 +94,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, "sregfs:", err)
 		os.Exit(1)
 	}
+}
+
+// keepMemory keeps tokens that are in the program's memory there: no core file is
+// written of it, wherever the system has such files go, and no other process of
+// the user may look into it (prctl(2), PR_SET_DUMPABLE). Root may.
+func keepMemory() {
+	// Nothing depends on it that would be worth an end.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 }
 
 // setHome gives the user's own folder to programs that mount(8) and systemd

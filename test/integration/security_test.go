@@ -131,6 +131,22 @@ func TestNoSecretLeaks(t *testing.T) {
 	_ = syscall.Unmount(d.dir, syscall.MNT_DETACH)
 }
 
+// TestClosedMemory: none of its user's other programs can look into the daemon,
+// and no core file is written of it: the kernel does the one where it does the
+// other (prctl(2), PR_SET_DUMPABLE).
+func TestClosedMemory(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("becoming an ordinary user needs root")
+	}
+	a := dropboxAccount(t)
+	d := newMachine(t, a.env...).asUser(65534).mount("--client=dropbox")
+	d.run("sleep 60 & pid=$!; head -c 1 /proc/$pid/environ >/dev/null; kill $pid") // what there is to see elsewhere
+	for _, file := range []string{"environ", "mem", "maps", "auxv"} {
+		d.fails("Permission denied", "head -c 1 /proc/%d/%s", d.cmd.Process.Pid, file)
+	}
+	d.run("ls dropbox; %s status", program)
+}
+
 // TestPrivateFiles: nobody else can read what is kept.
 func TestPrivateFiles(t *testing.T) {
 	old := syscall.Umask(0)
