@@ -117,6 +117,55 @@ func TestDamagedDatabases(t *testing.T) {
 	}
 }
 
+// TestSharedDatabase: the record is one file for sregfs and for whoever opens it
+// with Python's sqlite3. While another program has it locked nobody has to wait
+// for it, and what was done meanwhile is written when it is free.
+func TestSharedDatabase(t *testing.T) {
+	eachService(t, func(t *testing.T, s service) {
+		red, green := smallImage(t, 1), smallImage(t, 2)
+		s.put(t, "pusheen/a:red", red)
+		d := newMachine(t, s.env...).mount("--client=" + s.client)
+		python := func(line string) string {
+			return fmt.Sprintf(`python3 -c '
+import os, sqlite3, sys
+db = sqlite3.connect(os.path.expanduser("~/.singularity/sregistry.db"), timeout=30)
+%s'`, line)
+		}
+		d.run("cp %s %s/pusheen/a:green.simg && cat %[2]s/pusheen/a:red.json >/dev/null", green, s.client)
+		const rows = `print(*sorted(r[0] + ":" + r[1] for r in db.execute("select name, tag from container")))`
+		d.soon(`test "$(%s)" = "a:green a:red"`, python(rows))
+		d.run("%s", python(`with db:
+    db.execute("insert into collection(name) values (\"theirs\")")
+    db.execute("insert into container(name, tag, uri, client, version, collection_id, metrics) select \"b\", \"1\", \"theirs/b:1\", \"hub\", \"\", id, \"{}\" from collection where name = \"theirs\"")`))
+		if out := d.run("%s images", program); !strings.Contains(out, "theirs/b:1") || !strings.Contains(out, "pusheen/a:green") {
+			t.Errorf("images:\n%s", out)
+		}
+		d.run("mkfifo %[1]s/locked %[1]s/free", d.home)
+		unlocked := make(chan error, 1)
+		go func() {
+			_, errOut, err := d.try("%s", python(fmt.Sprintf(`db.isolation_level = None
+db.execute("begin exclusive")
+db.execute("delete from container where name = \"b\"")
+open("%[1]s/locked", "w").close()
+open("%[1]s/free").close()
+db.execute("commit")`, d.home)))
+			if err != nil {
+				err = fmt.Errorf("%w: %s", err, errOut)
+			}
+			unlocked <- err
+		}()
+		d.run("cat %s/locked", d.home)
+		d.run("ls -l %s/pusheen && cmp %s %[1]s/pusheen/a:red.simg && stat %[1]s/pusheen/a:red.simg && %[3]s status", s.client, red, program)
+		d.run("cp %s %s/pusheen/a:blue.simg && cmp %[1]s %[2]s/pusheen/a:blue.simg", red, s.client)
+		s.mustHold(t, "pusheen/a:blue", red)
+		d.run(": >%s/free", d.home) // opened and closed
+		if err := <-unlocked; err != nil {
+			t.Error(err)
+		}
+		d.soon(`test "$(%s)" = "a:blue a:green a:red"`, python(rows))
+	})
+}
+
 // TestBusyUnmount: the first signal finds the mount busy and says so, and it
 // goes on; the second takes it out of the tree, and who has a file open may
 // read it to the end.

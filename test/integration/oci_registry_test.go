@@ -30,7 +30,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/crypto/bcrypt"
 )
 
@@ -203,6 +205,63 @@ func (r *registry) push(image string, img v1.Image) {
 	r.t.Helper()
 	if err := remote.Write(r.reference(image), img, r.options()...); err != nil {
 		r.t.Fatalf("push %s: %v", image, err)
+	}
+}
+
+// account is the registry as somewhere to keep Singularity images, as apptainer
+// push oras:// stores them.
+func (r *registry) account(t *testing.T) account {
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "registry:\n  lab: %s://%s\n", r.scheme, r.host), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return account{
+		client: "lab",
+		env:    append(r.env(), "SREGFS_CONFIG="+config, fmt.Sprintf("SREGISTRY_LAB_BASE=%s://%s", r.scheme, r.host)),
+		put: func(t *testing.T, name, file string) {
+			t.Helper()
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), "application/vnd.sylabs.sif.config.v1+json")
+			if img, err = mutate.AppendLayers(img, static.NewLayer(data, "application/vnd.sylabs.sif.layer.v1.sif")); err != nil {
+				t.Fatal(err)
+			}
+			r.push(name, img)
+		},
+		get: func(name string) ([]byte, bool) {
+			img, err := remote.Image(r.reference(name), r.options()...)
+			if err != nil {
+				return nil, false
+			}
+			layers, err := img.Layers()
+			if err != nil || len(layers) != 1 {
+				return nil, false
+			}
+			body, err := layers[0].Compressed()
+			if err != nil {
+				return nil, false
+			}
+			defer body.Close()
+			data, err := io.ReadAll(body)
+			return data, err == nil
+		},
+		names: func() []string {
+			host, err := name.NewRegistry(r.host, name.Insecure)
+			if err != nil {
+				return nil
+			}
+			var names []string
+			repositories, _ := remote.Catalog(r.t.Context(), host, r.options()...) // none is none
+			for _, repository := range repositories {
+				tags, _ := remote.List(host.Repo(repository), r.options()...)
+				for _, tag := range tags {
+					names = append(names, repository+":"+tag)
+				}
+			}
+			return names
+		},
 	}
 }
 
