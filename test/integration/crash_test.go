@@ -358,7 +358,7 @@ func (c *crash) check(dead *mounted) {
 		case at != p.name.current:
 			c.t.Errorf("%s has content %d, neither the acknowledged %d nor the pushed %d", p.name.name, at, p.name.current, p.content)
 		case p.written > 0:
-			c.kept(p, held)
+			c.kept(d, p, held)
 		}
 	}
 	want := map[string]bool{}
@@ -443,7 +443,7 @@ func (c *crash) whose(data []byte, off int) string {
 
 // kept: status tells of a push that was cut off, and all that its writer wrote
 // lies in the file that it names.
-func (c *crash) kept(p crashPush, held []heldFile) {
+func (c *crash) kept(d *mounted, p crashPush, held []heldFile) {
 	c.t.Helper()
 	for _, h := range held {
 		if h.Image != p.name.name && (p.temp == "" || h.Image != p.temp) {
@@ -459,6 +459,9 @@ func (c *crash) kept(p crashPush, held []heldFile) {
 	}
 	c.t.Errorf("%d of %d bytes of content %d, written to %s (%q), are neither on the remote, which has content %d, nor in status: %+v (%v)",
 		p.written, len(c.contents[p.content]), p.content, p.name.name, p.temp, p.name.current, held, p.err)
+	// What there is now tells whether they are lost or were not told of.
+	staged, _, _ := d.try("cd %s/staging && ls -l && head -c 1000 *.json", c.m.stateDir())
+	c.t.Logf("status now: %+v; the staging area:\n%s", d.status(), staged)
 }
 
 // checkDatabases opens both databases with another program's eyes.
