@@ -116,7 +116,7 @@ func (r report) save(dir string) error {
 
 // The plot's measures, in pixels.
 const (
-	plotWidth  = 980
+	plotWidth  = 1060
 	nameWidth  = 250 // of contestants' names
 	barWidth   = 470 // of the longest bar of a row
 	barHeight  = 16
