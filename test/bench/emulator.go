@@ -45,7 +45,7 @@ func (l *lab) store(ctx context.Context, ln link, generate func(context.Context)
 	if err != nil {
 		return nil, "", err
 	}
-	e, err := l.emulate(ctx)
+	e, err := l.emulate(ctx, 0)
 	if err != nil {
 		return nil, "", err
 	}
@@ -55,14 +55,15 @@ func (l *lab) store(ctx context.Context, ln link, generate func(context.Context)
 	return e, image, e.setLink(ctx, ln)
 }
 
-func (l *lab) emulate(ctx context.Context) (*emulator, error) {
+// emulate starts an emulator without a link, whose account has so many images.
+func (l *lab) emulate(ctx context.Context, images int) (*emulator, error) {
 	dir, err := l.folder("emulator")
 	if err != nil {
 		return nil, err
 	}
 	e := &emulator{l: l, control: "http://" + controlAddr, token: "bench-token", ca: filepath.Join(dir, "ca.pem")}
 	e.daemon, err = l.start([]string{"TMPDIR=" + dir}, filepath.Join(l.repo, "bin/emulator"), "dropbox",
-		"--addr", "127.0.0.1:443", "--tls", "--ca", e.ca, "--token", e.token, "--space", "100000000000", "--control", controlAddr)
+		"--addr", "127.0.0.1:443", "--tls", "--ca", e.ca, "--token", e.token, "--space", "100000000000", "--images", strconv.Itoa(images), "--control", controlAddr)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +142,7 @@ func (e *emulator) rcloneEnv() []string {
 }
 
 func (e *emulator) rclone(ctx context.Context, args ...string) error {
-	return command(ctx, e.rcloneEnv(), "rclone", args...)
+	return command(ctx, e.rcloneEnv(), e.l.rclone, args...)
 }
 
 // upload is the store's own way to put a file there, by rclone.

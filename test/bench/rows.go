@@ -2,13 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	iofs "io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // rows are all that is measured, in the order of the report. Each lives with
@@ -27,6 +32,7 @@ var rows = slices.Concat([]row{
 	pushRow,
 	listRow,
 	readyRow,
+	millionRow,
 }, registryRows)
 
 // The links that remote rows are measured on.
@@ -501,4 +507,103 @@ var readyRow = row{
 			},
 		}}, nil
 	},
+}
+
+// elsewhere is how many images of the row about a million are in Dropbox; the
+// others are local.
+const elsewhere = 900_000
+
+var millionRow = row{
+	name:  "million",
+	what:  "1,000,000 known images, 100,000 local and 900,000 in Dropbox",
+	goal:  "mounted in 200 ms, a name looked up in 20 ms, 1,000 listed in 100 ms, under 300 MB of memory",
+	parts: true,
+	met: func(r result) bool {
+		for _, e := range r.Entries {
+			if e.Median.Memory >= 300e6 {
+				return false
+			}
+		}
+		return r.of(toMount).Median.Seconds < 0.2 && r.of(toLookUp).Median.Seconds < 0.02 && r.of(toList).Median.Seconds < 0.1
+	},
+	prepare: func(ctx context.Context, l *lab) ([]contestant, error) {
+		home, _, err := l.library()
+		if err != nil {
+			return nil, err
+		}
+		e, err := l.emulate(ctx, elsewhere)
+		if err != nil {
+			return nil, err
+		}
+		var m *mount
+		start := func(ctx context.Context) (err error) {
+			m, err = l.sregfs(ctx, home, e.sregfsEnv(), "--client", "local", "--client", "dropbox")
+			return err
+		}
+		// The first mount learns of all of them.
+		if err := start(ctx); err != nil {
+			return nil, err
+		}
+		learnt := time.Now()
+		for dir, want := range map[string]int{"local/collection99": many / 100, "dropbox": elsewhere / 1000, "dropbox/collection899": 1000} {
+			// Until a listing is complete it is an error, after a moment.
+			err := listed(filepath.Join(m.dir, dir), want)
+			for errors.Is(err, unix.ETIMEDOUT) && ctx.Err() == nil && time.Since(learnt) < 10*time.Minute {
+				err = listed(filepath.Join(m.dir, dir), want)
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		fmt.Fprintf(os.Stderr, "  listed for the first time in %s\n", seconds(time.Since(learnt).Seconds()))
+		m.close()
+
+		after := func(_ context.Context, s *sample) error {
+			s.Memory = m.peak()
+			m.close()
+			s.Disk, err = databases(home)
+			return err
+		}
+		return []contestant{
+			{name: toMount, work: func(ctx context.Context, _ *sample) error { return start(ctx) }, after: after},
+			{name: toLookUp, before: start, after: after, work: func(context.Context, *sample) error {
+				_, err := os.Stat(filepath.Join(m.dir, "dropbox/collection500/image500:v1.simg"))
+				return err
+			}},
+			{name: toList, before: start, after: after, work: func(context.Context, *sample) error {
+				return listed(filepath.Join(m.dir, "dropbox/collection700"), 1000)
+			}},
+		}, nil
+	},
+}
+
+// What is done with a million images.
+const (
+	toMount  = "sregfs, mount to ready"
+	toLookUp = "sregfs, look-up of one name"
+	toList   = "sregfs, ls of 1,000"
+)
+
+// listed reads a directory's names, and checks how many there are.
+func listed(dir string, want int) error {
+	names, err := os.ReadDir(dir)
+	if err == nil && len(names) < want {
+		err = fmt.Errorf("%s: %d names, want %d", dir, len(names), want)
+	}
+	return err
+}
+
+// databases is how much the databases below home take.
+func databases(home string) (n int64, err error) {
+	err = filepath.WalkDir(home, func(path string, d iofs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() || !strings.Contains(filepath.Base(path), ".db") {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			n += info.Size()
+		}
+		return err
+	})
+	return n, err
 }

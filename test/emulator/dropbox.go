@@ -1,6 +1,10 @@
 package main
 
-import "github.com/sregfs/sregfs/backends/dropbox/dropboxtest"
+import (
+	"fmt"
+
+	"github.com/sregfs/sregfs/backends/dropbox/dropboxtest"
+)
 
 func dropbox(s settings) (*service, error) {
 	srv, err := dropboxtest.Start(dropboxtest.Options{
@@ -9,6 +13,11 @@ func dropbox(s settings) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	paths := make([]string, s.images)
+	for i := range paths {
+		paths[i] = fmt.Sprintf("/collection%03d/image%03d:v1.simg", i/1000, i%1000)
+	}
+	srv.PutAll(paths, []byte("not much of an image"))
 	return &service{
 		url: srv.URL, ca: srv.CA(),
 		counts: func() any { return srv.Counts() }, reset: srv.ResetCounts,

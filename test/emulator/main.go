@@ -36,6 +36,7 @@ type settings struct {
 	credentials              string
 	tls                      bool
 	space, bandwidth         int64
+	images                   int
 	latency                  time.Duration
 }
 
@@ -82,6 +83,7 @@ func run(ctx context.Context, args []string) error {
 	f.StringVar(&s.token, "token", "emulator", "accept this access `TOKEN`")
 	f.StringVar(&s.credentials, "credentials", "", "write what the client logs in with to `FILE` (gdrive)")
 	f.Int64Var(&s.space, "space", 0, "the account's size in `BYTES`, 0 for the service's usual")
+	f.IntVar(&s.images, "images", 0, "begin with `N` images of some bytes in collections of 1,000 (dropbox)")
 	f.DurationVar(&s.latency, "latency", 0, "round trip of each request")
 	f.Int64Var(&s.bandwidth, "bandwidth", 0, "`BYTES` a second in each direction, 0 for no limit")
 	if err := f.Parse(args[1:]); err != nil {
