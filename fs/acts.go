@@ -45,6 +45,13 @@ func (a *acts) begin() (end func()) {
 	}
 }
 
+// touch counts a request that is over at once.
+func (a *acts) touch() {
+	a.mu.Lock()
+	a.ended = time.Now()
+	a.mu.Unlock()
+}
+
 // calm reports whether nothing is or was under way a moment ago.
 func (a *acts) calm() bool {
 	a.mu.Lock()

@@ -141,6 +141,7 @@ func (h *dirHandle) Seekdir(ctx context.Context, off uint64) syscall.Errno {
 // Lookup serves READDIRPLUS.
 func (h *dirHandle) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
 	n := h.n
+	n.acts.touch()
 	if b, ok := h.brief(ctx, name); ok && n.tree.pending.get(n.cl, n.dir, name) == nil {
 		return n.tree.newFile(ctx, &n.Inode, n.cl, n.dir, name, b, out), 0
 	}
@@ -172,6 +173,7 @@ func (h *dirHandle) brief(ctx context.Context, name string) (b brief, ok bool) {
 func (h *dirHandle) turn(ctx context.Context, names []string) error {
 	n := h.n
 	defer n.acts.begin()()
+	n.tree.nodes.saw(n)
 	h.page = page{first: names[0], last: names[len(names)-1]}
 	briefs := make(map[string]brief, len(names))
 	for img, err := range n.cl.ImagesFrom(ctx, n.dir, h.page.first, len(names)+1) {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -47,6 +48,7 @@ type fileNode struct {
 	// revoked is what cache.Revoked said when the kernel last had none but right
 	// pages. More since, and a page may be of bytes that were wrong.
 	revoked int64
+	counted atomic.Bool // in Tree.nodes
 }
 
 // brief is what a listing shows of an image.
@@ -94,7 +96,9 @@ func (t *Tree) newFile(ctx context.Context, parent *fusefs.Inode, cl *catalog.Cl
 	if old := parent.GetChild(file); old != nil && old.StableAttr() == id {
 		return old
 	}
-	return parent.NewInode(ctx, &fileNode{tree: t, cl: cl, dir: dir, file: file, brief: b}, id)
+	n := &fileNode{tree: t, cl: cl, dir: dir, file: file, brief: b}
+	t.nodes.made(n)
+	return parent.NewInode(ctx, n, id)
 }
 
 // newPending is the node of a file that is being written.

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"runtime"
 	"testing"
 	"time"
+	"unsafe"
 
 	fusefs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -43,7 +45,7 @@ func (m many) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 
 // folder is the collection of a store of n images, known and listed, as the
 // kernel would ask for it, without a kernel, and the calls of the store.
-func folder(t *testing.T, n int) (fuse.RawFileSystem, *dirNode, *backendtest.Counter) {
+func folder(t *testing.T, n int, kernel fusefs.ServerCallbacks) (fuse.RawFileSystem, *dirNode, *backendtest.Counter) {
 	t.Helper()
 	dir, log := t.TempDir(), slog.New(slog.DiscardHandler)
 	x, err := index.Open(t.Context(), index.Options{State: filepath.Join(dir, "state.db"), Log: log})
@@ -67,12 +69,14 @@ func folder(t *testing.T, n int) (fuse.RawFileSystem, *dirNode, *backendtest.Cou
 	calls.Reset()
 	tree := &Tree{cat: cat, log: log, born: time.Now()}
 	tree.pending.init()
+	tree.nodes.init()
 	d := &dirNode{tree: tree, cl: cat.Client("mem"), dir: "c"}
-	return fusefs.NewNodeFS(d, &fusefs.Options{}), d, calls
+	return fusefs.NewNodeFS(d, &fusefs.Options{ServerCallbacks: kernel}), d, calls
 }
 
-// list reads a directory to its end, as ls -l does, or its names alone.
-func list(t *testing.T, raw fuse.RawFileSystem, plus bool) int {
+// list reads a directory to its end, as ls -l does, or its names alone. It
+// returns the numbers of the nodes that it was given, by name.
+func list(t *testing.T, raw fuse.RawFileSystem, plus bool) (names int, ids map[string]uint64) {
 	t.Helper()
 	var opened fuse.OpenOut
 	header := fuse.InHeader{NodeId: 1}
@@ -80,10 +84,11 @@ func list(t *testing.T, raw fuse.RawFileSystem, plus bool) int {
 		t.Fatal(st)
 	}
 	defer raw.ReleaseDir(&fuse.ReleaseIn{InHeader: header, Fh: opened.Fh})
-	names, off := 0, uint64(0)
-	for {
-		out := fuse.NewDirEntryList(make([]byte, 4096), off)
-		in := &fuse.ReadIn{InHeader: header, Fh: opened.Fh, Offset: off, Size: 4096}
+	ids = map[string]uint64{}
+	for off := uint64(0); ; {
+		buf := make([]byte, 4096)
+		out := fuse.NewDirEntryList(buf, off)
+		in := &fuse.ReadIn{InHeader: header, Fh: opened.Fh, Offset: off, Size: uint32(len(buf))}
 		read := raw.ReadDir
 		if plus {
 			read = raw.ReadDirPlus
@@ -92,10 +97,26 @@ func list(t *testing.T, raw fuse.RawFileSystem, plus bool) int {
 			t.Fatal(st)
 		}
 		if out.Offset == off {
-			return names
+			return names, ids
 		}
-		names += int(out.Offset - off)
-		off = out.Offset
+		n := int(out.Offset - off)
+		names, off = names+n, out.Offset
+		if plus {
+			entries(buf, n, ids)
+		}
+	}
+}
+
+// entries takes n answers of READDIRPLUS apart (struct fuse_direntplus).
+func entries(buf []byte, n int, ids map[string]uint64) {
+	const entry, dirent = int(unsafe.Sizeof(fuse.EntryOut{})), 24
+	for range n {
+		id := binary.NativeEndian.Uint64(buf)
+		length := int(binary.NativeEndian.Uint32(buf[entry+16:]))
+		if name := string(buf[entry+dirent:][:length]); id != 0 {
+			ids[name] = id
+		}
+		buf = buf[(entry+dirent+length+7)/8*8:]
 	}
 }
 
@@ -103,15 +124,15 @@ func list(t *testing.T, raw fuse.RawFileSystem, plus bool) int {
 // about them makes small ones and asks the store of none, a second listing
 // makes no more, and what the kernel forgets is gone.
 func TestListingOfManyImages(t *testing.T) {
-	const images = 5_000
-	raw, d, calls := folder(t, images)
+	const images = 2_000
+	raw, d, calls := folder(t, images, nil)
 	known := func(want int) {
 		t.Helper()
 		if got := len(d.Children()); got != want {
 			t.Errorf("%d nodes, want %d", got, want)
 		}
 	}
-	count := func(got int) {
+	count := func(got int, _ map[string]uint64) {
 		t.Helper()
 		if got != images+2 {
 			t.Errorf("%d names, want %d", got, images+2)
@@ -134,12 +155,12 @@ func TestListingOfManyImages(t *testing.T) {
 			t.Errorf("the store was asked %d times: %s", n, op)
 		}
 	}
-	var nodes []uint64
-	for _, child := range d.Children() {
-		nodes = append(nodes, nodeID(t, raw, child))
+	_, ids := list(t, raw, true)
+	if len(ids) != images {
+		t.Errorf("%d nodes are given", len(ids))
 	}
-	for _, id := range nodes {
-		raw.Forget(id, 3) // two listings, and nodeID
+	for _, id := range ids {
+		raw.Forget(id, 3) // as often as it was listed
 	}
 	known(0)
 	if each := (inUse() - before) / images; each > 300 {
@@ -148,20 +169,9 @@ func TestListingOfManyImages(t *testing.T) {
 	runtime.KeepAlive(raw)
 }
 
-// nodeID is by what number the kernel knows a node of the root.
-func nodeID(t *testing.T, raw fuse.RawFileSystem, n *fusefs.Inode) uint64 {
-	t.Helper()
-	name, _ := n.Parent()
-	var out fuse.EntryOut
-	if st := raw.Lookup(nil, &fuse.InHeader{NodeId: 1}, name, &out); !st.Ok() {
-		t.Fatal(st)
-	}
-	return out.NodeId
-}
-
 // TestListingShowsWhatLookupShows: ls -l and stat say the same.
 func TestListingShowsWhatLookupShows(t *testing.T) {
-	raw, d, _ := folder(t, pageSize+3)
+	raw, d, _ := folder(t, pageSize+3, nil)
 	h := &dirHandle{n: d}
 	names := 0
 	for {
@@ -197,7 +207,7 @@ func TestListingShowsWhatLookupShows(t *testing.T) {
 // TestListingWhileImagesGo: a name that has gone since the listing began is
 // shown no more, and the others are shown all the same.
 func TestListingWhileImagesGo(t *testing.T) {
-	_, d, _ := folder(t, pageSize+3)
+	_, d, _ := folder(t, pageSize+3, nil)
 	h := &dirHandle{n: d}
 	if e, errno := h.Readdirent(t.Context()); errno != 0 || e == nil {
 		t.Fatal(errno)

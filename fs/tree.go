@@ -55,6 +55,7 @@ type Tree struct {
 	// Opens for reading since the mount, by who serves them.
 	passed, served atomic.Int64
 	records        recordCache
+	nodes          nodes
 
 	server *fuse.Server
 	pass   *passthrough
@@ -74,6 +75,7 @@ func Mount(dir string, cat *catalog.Catalog, o Options) (*Tree, error) {
 	}
 	t.pending.init()
 	t.records.init()
+	t.nodes.init()
 	t.root = &rootNode{tree: t}
 	second := time.Second
 	opts := &fusefs.Options{
@@ -115,6 +117,7 @@ func Mount(dir string, cat *catalog.Catalog, o Options) (*Tree, error) {
 		return nil, err
 	}
 	t.work.Go(t.sendNotices)
+	t.work.Go(t.forgetListed)
 	for _, cl := range cat.Clients() {
 		cl.OnChange(t.changed(cl))
 	}
