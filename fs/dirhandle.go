@@ -77,7 +77,7 @@ func (h *dirHandle) load(ctx context.Context) error {
 	}
 	pending := slices.DeleteFunc(n.tree.pending.names(n.cl, n.dir), func(name string) bool {
 		_, listed := slices.BinarySearch(images, name)
-		return listed
+		return listed || n.cl.FoldsCase() && slices.ContainsFunc(images, func(image string) bool { return strings.EqualFold(image, name) })
 	})
 	h.parts[partDirs] = part{fuse.S_IFDIR, append([]string{".", ".."}, dirs...)}
 	h.parts[partImages] = part{fuse.S_IFREG, images}

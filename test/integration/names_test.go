@@ -167,6 +167,9 @@ func TestCaseOfNames(t *testing.T) {
 	if err != nil || info.Size() != 6000 {
 		t.Errorf("the other spelling of a file that is written: %v, %v", info, err)
 	}
+	if got := names(t, at("Pusheen")); len(got) != 1 {
+		t.Errorf("listed while it is written: %q", got)
+	}
 	must(f.Close())
 	if got := names(t, at("Pusheen")); len(got) != 1 {
 		t.Errorf("listed: %q", got)
