@@ -1,0 +1,126 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"io"
+	"testing"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// stargz is a layer as the eStargz builder makes it.
+type stargz struct {
+	blob   []byte
+	diffID v1.Hash
+	toc    string
+}
+
+func (l stargz) Digest() (v1.Hash, error) {
+	h, _, err := v1.SHA256(bytes.NewReader(l.blob))
+	return h, err
+}
+func (l stargz) DiffID() (v1.Hash, error) { return l.diffID, nil }
+func (l stargz) Compressed() (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(l.blob)), nil
+}
+func (l stargz) Uncompressed() (io.ReadCloser, error) { return gzip.NewReader(bytes.NewReader(l.blob)) }
+func (l stargz) Size() (int64, error)                 { return int64(len(l.blob)), nil }
+func (l stargz) MediaType() (types.MediaType, error)  { return types.OCILayer, nil }
+
+// stargzOf makes one of entries.
+func stargzOf(t *testing.T, entries ...entry) stargz {
+	t.Helper()
+	rc, err := layerOf(t, entries...).Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := io.ReadAll(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := estargz.Build(io.NewSectionReader(bytes.NewReader(plain), 0, int64(len(plain))), estargz.WithCompressionLevel(gzip.BestSpeed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	l := stargz{toc: b.TOCDigest().String()}
+	if l.blob, err = io.ReadAll(b); err != nil {
+		t.Fatal(err)
+	}
+	if l.diffID, err = v1.NewHash(b.DiffID().String()); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// TestLazyLayers: images whose layers have tables of contents start after a
+// hundredth of their bytes or so, in either format, and read as what they are.
+func TestLazyLayers(t *testing.T) {
+	run := apptainer(t)
+	files := 4_000
+	if long() {
+		files = 20_000
+	}
+	list := append(busyboxEntries(t), folder("many/", 0o755))
+	for i := range files {
+		if i%200 == 0 {
+			list = append(list, folder(fmt.Sprintf("many/%03d/", i/200), 0o755))
+		}
+		list = append(list, regular(fmt.Sprintf("many/%03d/%05d", i/200, i), 0o644, randomText(byte(i), 8_000+i%14_000)))
+	}
+	r := startRegistry(t, registryOptions{})
+	l := stargzOf(t, list...)
+	img, err := mutate.Append(empty.Image, mutate.Addendum{Layer: l, MediaType: types.OCILayer,
+		Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: l.toc}})
+	if err == nil {
+		img = mutate.MediaType(img, types.OCIManifestSchema1)
+		img, err = mutate.ConfigFile(img, configFile(t, img, v1.Config{Cmd: []string{"/bin/true"}}))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.push("library/lazy:estargz", img)
+	r.push("library/plain:1", imageOf(t, v1.Config{Cmd: []string{"/bin/true"}}, layerOf(t, list...)))
+	shell(t, nil, "skopeo copy -q --insecure-policy --src-tls-verify=false --dest-tls-verify=false --dest-compress-format zstd:chunked docker://%s/library/plain:1 docker://%s/library/lazy:zstd", r.host, r.host)
+	for tag, most := range map[string]int64{"estargz": 4 << 20, "zstd": 6 << 20} {
+		t.Run(tag, func(t *testing.T) {
+			f := behind(t, r)
+			d := f.mount(t)
+			file := "lab/library/lazy:" + tag + ".simg"
+			before := f.bytes()
+			d.run("%s exec --no-privs %s true", run, file)
+			n := f.bytes() - before
+			t.Logf("the first exec fetched %d bytes of an image of %s", n, d.run("stat -c %%s %s", file))
+			if n > most {
+				t.Errorf("the first exec fetched %d bytes", n)
+			}
+			// Chunks are checked, and the right ones.
+			for _, i := range []int{0, files / 2, files - 1} {
+				name := fmt.Sprintf("many/%03d/%05d", i/200, i)
+				d.run("%s exec --no-privs %s cat /%s > %s/file", run, file, name, d.home)
+				if got := d.run("cat %s/file", d.home); got != randomText(byte(i), 8_000+i%14_000) {
+					t.Errorf("%s reads as other bytes", name)
+				}
+			}
+			if tag != "estargz" {
+				return // each file is a request of its own, with headers between
+			}
+			// All of it comes in few requests.
+			asked := f.requests(blobs)
+			d.run("cat %s > /dev/null", file)
+			n = int64(f.requests(blobs) - asked)
+			t.Logf("reading all of it took %d requests", n)
+			if n > int64(files)/2 {
+				t.Errorf("reading %d files took %d requests", files, n)
+			}
+		})
+	}
+}
