@@ -33,7 +33,7 @@ const xattrRecord = "SCHILY.xattr."
 
 // Scan reads the layer once: it checks size, digest and diff id, writes the
 // data file to data, in order, and returns the Contents. It uses some 5 MB of
-// memory besides (zstd's window not counted), in four goroutines that have
+// memory besides (zstd's window not counted), in six goroutines that have
 // ended when it returns.
 //
 // What it has written is to be trusted only when it succeeds. Errors are

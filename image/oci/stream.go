@@ -18,13 +18,17 @@ var errStopped = errors.New("stopped")
 
 // readAhead reads from another reader in a goroutine of its own, so that the
 // stages of a scan (fetch, decompress, parse, store) work at the same time. It
-// hashes what it reads. Its owner must call stop.
+// hashes what it reads in one more goroutine: to decompress is the longest of the
+// stages, and must not wait for that. Its owner must call stop.
 type readAhead struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	full   chan []byte
 	free   chan []byte
-	done   sync.WaitGroup
+	// hash takes each buffer that full takes, and hashed gives it back; nil
+	// without a sum.
+	hash, hashed chan []byte
+	done         sync.WaitGroup
 
 	cur, rest []byte // the buffer that is being read from, and what is left of it
 
@@ -45,13 +49,26 @@ func newReadAhead(ctx context.Context, r io.Reader, limit int64, sum hash.Hash) 
 	for range streamDepth {
 		a.free <- nil // allocated when it is first needed: many layers are small
 	}
-	a.done.Go(func() { a.run(io.LimitReader(r, limit+1), sum) })
+	if sum != nil {
+		// Room for all buffers, so that nobody waits to hand one over.
+		a.hash, a.hashed = make(chan []byte, streamDepth), make(chan []byte, streamDepth)
+		a.done.Go(func() {
+			for buf := range a.hash {
+				sum.Write(buf)
+				a.hashed <- buf
+			}
+		})
+	}
+	a.done.Go(func() { a.run(io.LimitReader(r, limit+1)) })
 	return a
 }
 
 // run is the goroutine.
-func (a *readAhead) run(r io.Reader, sum hash.Hash) {
+func (a *readAhead) run(r io.Reader) {
 	defer close(a.full)
+	if a.hash != nil {
+		defer close(a.hash)
+	}
 	for {
 		var buf []byte
 		select {
@@ -72,8 +89,8 @@ func (a *readAhead) run(r io.Reader, sum hash.Hash) {
 		}
 		if n > 0 {
 			a.n += int64(n)
-			if sum != nil {
-				sum.Write(buf[:n])
+			if a.hash != nil {
+				a.hash <- buf[:n]
 			}
 			select {
 			case <-a.ctx.Done():
@@ -98,6 +115,9 @@ func (a *readAhead) run(r io.Reader, sum hash.Hash) {
 func (a *readAhead) Read(p []byte) (int, error) {
 	if len(a.rest) == 0 {
 		if a.cur != nil {
+			if a.hashed != nil {
+				<-a.hashed // the same one: both go in order
+			}
 			a.free <- a.cur
 			a.cur = nil
 		}
