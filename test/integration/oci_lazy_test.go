@@ -90,7 +90,7 @@ func TestLazyLayers(t *testing.T) {
 	r.push("library/lazy:estargz", img)
 	r.push("library/plain:1", imageOf(t, v1.Config{Cmd: []string{"/bin/true"}}, layerOf(t, list...)))
 	shell(t, nil, "skopeo copy -q --insecure-policy --src-tls-verify=false --dest-tls-verify=false --dest-compress-format zstd:chunked docker://%s/library/plain:1 docker://%s/library/lazy:zstd", r.host, r.host)
-	for tag, most := range map[string]int64{"estargz": 4 << 20, "zstd": 6 << 20} {
+	for tag, most := range map[string]int64{"estargz": 8 << 20, "zstd": 8 << 20} {
 		t.Run(tag, func(t *testing.T) {
 			f := behind(t, r)
 			d := f.mount(t)
