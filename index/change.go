@@ -230,9 +230,13 @@ func (c *change) remove(condition string, args ...any) error {
 // removeBatch is how many images are removed with one round of statements.
 const removeBatch = 10_000
 
+func removeSelect(condition string) string {
+	return `SELECT i.id, i.collection, c.dir, i.file FROM image i JOIN collection c ON c.id = i.collection
+		WHERE i.client = ?1 AND ` + condition + ` LIMIT ` + strconv.Itoa(removeBatch)
+}
+
 func (c *change) removeSome(condition string, args []any) (int, error) {
-	rows, err := c.rows(`SELECT i.id, i.collection, c.dir, i.file FROM image i JOIN collection c ON c.id = i.collection
-		WHERE i.client = ?1 AND `+condition+` LIMIT `+strconv.Itoa(removeBatch), append([]any{c.id}, args...)...)
+	rows, err := c.rows(removeSelect(condition), append([]any{c.id}, args...)...)
 	if err != nil {
 		return 0, err
 	}

@@ -49,6 +49,14 @@ func (x *Index) Apply(ctx context.Context, client string, changes []backends.Cha
 	})
 }
 
+// Conditions for remove. Without saying that there is a path they would not be
+// answered by the index of paths, which leaves out those that have none, but by
+// a look at every image.
+const (
+	atPath    = `i.path <> '' AND i.path = ?2`
+	belowPath = `i.path <> '' AND i.path > ?2 AND i.path < ?3`
+)
+
 func (c *change) apply(ch backends.Change) error {
 	e := ch.Entry
 	switch {
@@ -75,11 +83,11 @@ func (c *change) apply(ch backends.Change) error {
 	}
 	// Another object may have the path by now, and have been told of before.
 	if id == "" {
-		if err := c.remove(`i.path = ?2`, key); err != nil {
+		if err := c.remove(atPath, key); err != nil {
 			return err
 		}
 	}
-	if err := c.remove(`i.path > ?2 AND i.path < ?3`, key+"/", key+"0"); err != nil {
+	if err := c.remove(belowPath, key+"/", key+"0"); err != nil {
 		return err
 	}
 	if err := c.removeCollections(`(k.path = ?3 OR k.path > ?4 AND k.path < ?5)`, key, key+"/", key+"0"); err != nil {

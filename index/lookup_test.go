@@ -393,9 +393,18 @@ func TestAgainstAModel(t *testing.T) {
 // TestNamesReadNoImages: the names of a directory come from an index that holds
 // them, not from the images, which are some hundred bytes each.
 func TestNamesReadNoImages(t *testing.T) {
-	x := openTest(t)
-	var plan []string
-	rows, err := x.state.read.rows(t.Context(), "EXPLAIN QUERY PLAN "+namesQuery, 1, "", 10)
+	plan := planOf(t, openTest(t), namesQuery, 1, "", 10)
+	for _, detail := range plan {
+		if strings.Contains(detail, "image") && !strings.Contains(detail, "COVERING INDEX image_file") {
+			t.Errorf("it reads images: %q", plan)
+		}
+	}
+}
+
+// planOf is how SQLite will answer a query, step by step.
+func planOf(t *testing.T, x *Index, query string, args ...any) (plan []string) {
+	t.Helper()
+	rows, err := x.state.read.rows(t.Context(), "EXPLAIN QUERY PLAN "+query, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -408,13 +417,24 @@ func TestNamesReadNoImages(t *testing.T) {
 		}
 		plan = append(plan, detail)
 	}
-	for _, detail := range plan {
-		if strings.Contains(detail, "image") && !strings.Contains(detail, "COVERING INDEX image_file") {
-			t.Errorf("it reads images: %q", plan)
-		}
+	if err := rows.Err(); err != nil || len(plan) == 0 {
+		t.Fatalf("no plan: %v", err)
 	}
-	if len(plan) == 0 {
-		t.Error("no plan")
+	return plan
+}
+
+// TestDeletionsReadNoOtherImages: what a change feed tells to be gone is found
+// by its path, not by a look at every image of the client.
+func TestDeletionsReadNoOtherImages(t *testing.T) {
+	x := openTest(t)
+	for _, q := range []struct {
+		condition string
+		args      []any
+	}{{atPath, []any{1, "/c/a:1.simg"}}, {belowPath, []any{1, "/c/", "/c0"}}} {
+		plan := planOf(t, x, removeSelect(q.condition), q.args...)
+		if !strings.Contains(plan[0], "INDEX image_path (client=? AND path") {
+			t.Errorf("%s: %q", q.condition, plan)
+		}
 	}
 }
 
