@@ -114,15 +114,17 @@ func TestConnect(t *testing.T) {
 // TestPool: requests in parallel leave their connections for the next ones.
 func TestPool(t *testing.T) {
 	s, tr := newServer(t, false)
-	for range 3 {
+	for range 20 {
 		var all sync.WaitGroup
 		for range 9 {
 			all.Go(func() { s.get(t, tr) })
 		}
 		all.Wait()
 	}
-	if n := s.made.Load(); n > 9 {
-		t.Errorf("%d connections for 9 requests at a time", n)
+	// Some come back to the pool a moment after their answer was read; with the
+	// two connections that are kept by default there would be 142.
+	if n := s.made.Load(); n > 60 {
+		t.Errorf("%d connections for 20 times 9 requests at a time", n)
 	}
 }
 

@@ -172,7 +172,7 @@ func onOverlay(path string) bool {
 // raiseReadAhead lets the kernel ask for more than 128 KiB at once, where root
 // may set that: fewer requests for who reads in order. It is no more than twice
 // that, because the kernel reads as much around each page of a mapped file that
-// is touched, also where the daemon knows better.
+// is touched, also where the daemon knows better. Errors are of no consequence.
 func raiseReadAhead(dir string) {
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {

@@ -27,11 +27,23 @@ const helperEnv = "SREGFS_TEST_HELPER"
 // helper is a command that runs one of the helpers.
 func (m *machine) helper(name string, args ...string) *exec.Cmd {
 	m.t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		m.t.Fatal(err)
+	// Beside the program, where ordinary users may run it: "go test" builds
+	// this one in a folder that is its user's alone.
+	path := filepath.Join(filepath.Dir(program), "helpers")
+	if _, err := os.Stat(path); err != nil {
+		self, err := os.Executable()
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		data, err := os.ReadFile(self)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		if err := os.WriteFile(path, data, 0o755); err != nil {
+			m.t.Fatal(err)
+		}
 	}
-	cmd := m.command(context.Background(), self, args...)
+	cmd := m.command(context.Background(), path, args...)
 	cmd.Env = append(cmd.Env, helperEnv+"="+name)
 	return cmd
 }
