@@ -52,7 +52,7 @@ unit() { gotest -race -shuffle=on -timeout 5m ./...; }
 
 # fuzz_one TARGET PACKAGE - one fuzz target for a while.
 fuzz_one() {
-	go test -run '^$' -fuzz "^$1\$" -fuzztime "${FUZZTIME:-3s}" "$2" >"$scratch/fuzz" 2>&1
+	go test -run '^$' -fuzz "^$1\$" -fuzztime "${FUZZTIME:-1s}" "$2" >"$scratch/fuzz" 2>&1
 }
 
 fuzz() {
