@@ -11,9 +11,9 @@ import (
 const (
 	// enoughMemory is what the Go heap may take before it is collected more
 	// often: room for 100,000 nodes. The program's text and SQLite come on top.
-	enoughMemory = 80 << 20
+	enoughMemory = 72 << 20
 	// headroom is what a larger heap may grow by between two collections.
-	headroom = 12 << 20
+	headroom = 10 << 20
 )
 
 // spareMemory keeps the heap close to what is in use: rarely collected while it
