@@ -145,8 +145,9 @@ func TestListingOfManyImages(t *testing.T) {
 	known(images)
 	each := (inUse() - before) / images
 	t.Logf("%d bytes for each image", each)
-	if each > 1000 {
-		t.Errorf("%d bytes for each image, want at most 1000", each)
+	// The search index is being made meanwhile, which adds some hundreds.
+	if each > 1500 {
+		t.Errorf("%d bytes for each image, want at most 1500", each)
 	}
 	count(list(t, raw, true))
 	known(images)
@@ -163,7 +164,7 @@ func TestListingOfManyImages(t *testing.T) {
 		raw.Forget(id, 3) // as often as it was listed
 	}
 	known(0)
-	if each := (inUse() - before) / images; each > 300 {
+	if each := (inUse() - before) / images; each > 1000 {
 		t.Errorf("%d bytes stay behind for each image", each)
 	}
 	runtime.KeepAlive(raw)
