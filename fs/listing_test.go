@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"database/sql"
 	"encoding/binary"
 	"fmt"
 	"iter"
@@ -66,12 +67,28 @@ func folder(t *testing.T, n int, kernel fusefs.ServerCallbacks) (fuse.RawFileSys
 	if err := cat.Client("mem").Refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	indexed(t, filepath.Join(dir, "state.db"))
 	calls.Reset()
 	tree := &Tree{cat: cat, log: log, born: time.Now()}
 	tree.pending.init()
 	tree.nodes.init()
 	d := &dirNode{tree: tree, cl: cat.Client("mem"), dir: "c"}
 	return fusefs.NewNodeFS(d, &fusefs.Options{ServerCallbacks: kernel}), d, calls
+}
+
+// indexed waits until the search index is made, which takes memory of its own.
+func indexed(t *testing.T, state string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for left := 1; left > 0; time.Sleep(10 * time.Millisecond) {
+		if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM search_queue`).Scan(&left); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // list reads a directory to its end, as ls -l does, or its names alone. It
@@ -145,9 +162,8 @@ func TestListingOfManyImages(t *testing.T) {
 	known(images)
 	each := (inUse() - before) / images
 	t.Logf("%d bytes for each image", each)
-	// The search index is being made meanwhile, which adds some hundreds.
-	if each > 1500 {
-		t.Errorf("%d bytes for each image, want at most 1500", each)
+	if each > 1000 {
+		t.Errorf("%d bytes for each image, want at most 1000", each)
 	}
 	count(list(t, raw, true))
 	known(images)
@@ -164,7 +180,7 @@ func TestListingOfManyImages(t *testing.T) {
 		raw.Forget(id, 3) // as often as it was listed
 	}
 	known(0)
-	if each := (inUse() - before) / images; each > 1000 {
+	if each := (inUse() - before) / images; each > 300 {
 		t.Errorf("%d bytes stay behind for each image", each)
 	}
 	runtime.KeepAlive(raw)
