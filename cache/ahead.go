@@ -13,6 +13,11 @@ const (
 	// others only once n.
 	windowGrowth = 4
 	steadyRun    = 4 << 20
+	// copyRead: who asks for so much with its first byte is taken to copy all of
+	// it, and read ahead firstWindow before there is a sequence to see. Who looks
+	// at an image's head, or mounts it, asks for less.
+	copyRead    = 128 << 10
+	firstWindow = 4 << 20
 	// bulkShare: when one part in so many was asked for, the rest is fetched;
 	// denseShare is the same for a reader who uses most of what is guessed.
 	bulkShare, denseShare = 3, 8
@@ -60,6 +65,10 @@ func (ss *streams) saw(off, end, limit int64, alone func(run int64) bool) (s *st
 	}
 	if s == nil {
 		*oldest = stream{next: end, ahead: end, run: end - off, used: ss.tick}
+		if off == 0 && end >= copyRead {
+			oldest.run = max(oldest.run, firstWindow/windowGrowth)
+			return oldest, end, end + min(firstWindow, limit)
+		}
 		return oldest, 0, 0
 	}
 	s.used = ss.tick
@@ -122,7 +131,7 @@ func (o *Object) note(off, n int64) {
 	first = int(from / blockSize)
 	end = min(int((to+blockSize-1)/blockSize), l.blocks)
 	allowed := l.allowance()
-	if s.run > int64(l.trace.count)*blockSize/2 {
+	if s.run >= int64(l.trace.count)*blockSize/2 {
 		// Hardly anything but this reader: there is little else to spare for.
 		allowed += l.trace.count * windowGrowth
 	}
