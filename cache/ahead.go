@@ -18,6 +18,10 @@ const (
 	// at an image's head, or mounts it, asks for less.
 	copyRead    = 128 << 10
 	firstWindow = 4 << 20
+	// strays is how far a reader of a file within an object may read behind its
+	// end without meaning what lies there: the kernel reads 256 KiB ahead, and
+	// begins the next such piece in the midst of one.
+	strays = 512 << 10
 	// bulkShare: when one part in so many was asked for, the rest is fetched;
 	// denseShare is the same for a reader who uses most of what is guessed.
 	bulkShare, denseShare = 3, 8
@@ -38,6 +42,7 @@ type streams struct {
 
 // stream is one sequential reader.
 type stream struct {
+	began int64 // where its first read was
 	next  int64 // where it is expected to read on
 	ahead int64 // up to where it is read ahead
 	run   int64 // how much it read in sequence
@@ -64,7 +69,7 @@ func (ss *streams) saw(off, end, limit int64, alone func(run int64) bool) (s *st
 		}
 	}
 	if s == nil {
-		*oldest = stream{next: end, ahead: end, run: end - off, used: ss.tick}
+		*oldest = stream{began: off, next: end, ahead: end, run: end - off, used: ss.tick}
 		if off == 0 && end >= copyRead {
 			oldest.run = max(oldest.run, firstWindow/windowGrowth)
 			return oldest, end, end + min(firstWindow, limit)
@@ -124,6 +129,9 @@ func (o *Object) note(off, n int64) {
 	if l.told(first, end) {
 		return
 	}
+	if to = min(to, l.within(s)); from >= to {
+		return
+	}
 	if l.pump.full != nil {
 		// What is not kept on disk has to fit into a corner of memory.
 		to = min(to, off+n+overflowBytes/8)
@@ -149,6 +157,20 @@ func (o *Object) note(off, n int64) {
 	l.guess.made(l, first, end)
 	l.pump.ahead = append(l.pump.ahead, want{first, end})
 	l.pumpOn()
+}
+
+// within is up to where s may be read ahead: it stays in the file that it began
+// in, until it has gone on behind that for more than the kernel's own read-ahead
+// does. The caller holds l.mu.
+func (l *live) within(s *stream) int64 {
+	if l.extent == nil {
+		return l.size
+	}
+	end := l.extent(s.began)
+	if s.next > end+strays {
+		return l.size
+	}
+	return end
 }
 
 // bulkOn decides whether so much was read that the rest should be fetched. The

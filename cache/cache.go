@@ -82,6 +82,10 @@ type Spec struct {
 	// would save, and they may be long in coming, so that none is asked for with
 	// it.
 	Exact bool
+	// Extent returns where the file within the object ends that off lies in, so
+	// that whoever reads that file is not read ahead beyond it. Nil where that
+	// is not known. It is called with locks held and must not wait.
+	Extent func(off int64) (end int64)
 }
 
 // Sum is an expected checksum: Hex in lower-case hexadecimal, by the hash that

@@ -78,7 +78,12 @@ func (l *live) around(first, end int) (from, to int) {
 	}
 	n = min(n, l.allowance())
 	from, to = first, end
-	for to < min(end+n, l.blocks) && !l.covered(to) {
+	most := min(end+n, l.blocks)
+	if l.extent != nil {
+		_, file := span(0, l.extent(int64(first)*blockSize))
+		most = min(most, file)
+	}
+	for to < most && !l.covered(to) {
 		to++
 	}
 	// What lies before delays what was asked for, so it is less.

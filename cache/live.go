@@ -53,7 +53,8 @@ type live struct {
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
 	fetcher   Fetcher
-	exact     bool // see Spec
+	exact     bool // see Spec, as extent
+	extent    func(off int64) (end int64)
 	sum       Sum
 	present   int // blocks in recorded
 	transfers []*transfer

@@ -133,7 +133,7 @@ func (c *Cache) handle(l *live, spec Spec) *Object {
 		l.ctx, l.cancel = context.WithCancelCause(c.ctx)
 	}
 	if spec.Fetcher != nil {
-		l.fetcher, l.exact = spec.Fetcher, spec.Exact
+		l.fetcher, l.exact, l.extent = spec.Fetcher, spec.Exact, spec.Extent
 		l.pump.err = nil
 	}
 	if spec.Sum.New != nil && spec.Sum.Hex != "" {

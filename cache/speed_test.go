@@ -230,6 +230,43 @@ func TestCopy(t *testing.T) {
 	})
 }
 
+// TestExtent: whoever reads a file within an object is not read ahead beyond
+// its end, until it has gone on there.
+func TestExtent(t *testing.T) {
+	const n, file, step = 32 << 20, 4 << 20, 128 << 10
+	dir, data := t.TempDir(), content(n, 7)
+	synctest.Test(t, func(t *testing.T) {
+		src := &source{data: data, rtt: 20 * time.Millisecond, pipe: &pipe{rate: gbit1}}
+		c := openCache(t, dir, Options{})
+		o := openObject(t, c, Spec{Key: "k", Size: n, Fetcher: src,
+			Extent: func(off int64) int64 { return off/file*file + file }})
+		read := func(from, to int) {
+			for off := from; off < to; off += step {
+				mustRead(t, o, data, off, step)
+			}
+			time.Sleep(time.Second)
+		}
+		beyond := func(off int64) (n int64) {
+			for _, r := range src.requests {
+				n += max(0, r.Off+r.N-max(r.Off, off))
+			}
+			return n
+		}
+		read(file+step, 2*file)
+		if k := beyond(2 * file); k > 0 {
+			t.Errorf("%d bytes were fetched behind a file that was read", k)
+		}
+		read(2*file, 2*file+1<<20)
+		if k := beyond(2*file + 1<<20); k < 1<<20 {
+			t.Errorf("%d bytes were fetched ahead of a reader of all", k)
+		}
+		o.Close()
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestFirstLook: opening an object and reading its head, as a program does
 // that only wants to know what it is, fetches only that.
 func TestFirstLook(t *testing.T) {

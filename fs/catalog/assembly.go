@@ -201,7 +201,7 @@ func (cl *Client) learnLayer(ctx context.Context, l *layer, codec oci.Codec) (*o
 	}
 	lazyKey, dataKey := "toc "+l.source.Digest, oci.DataKey(l.source.DiffID, opts.Codec)
 	if recall(lazyKey) || !recall(dataKey) && cl.readTOC(ctx, l) {
-		lazy, err := oci.NewLazy(l.source, l.contents, nil)
+		lazy, err := oci.NewLazy(l.source, l.contents)
 		if err == nil {
 			l.lazy = lazy
 			return l.contents, remember(lazyKey)
@@ -266,6 +266,16 @@ func (cl *Client) readTOC(ctx context.Context, l *layer) bool {
 // Fetch is cache.Fetcher's, for the file.
 func (a *assembly) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	return &assemblyReader{a: a, ctx: ctx, off: off, end: off + n, open: make([]*cache.Object, len(a.layers))}, nil
+}
+
+// extent is cache.Spec's: a file of a lazy layer is what its reader is taken to
+// want, for the next one's data lie anywhere and cost a request.
+func (a *assembly) extent(off int64) int64 {
+	s, ok := a.image.Segment(off)
+	if !ok || s.Offset > off || a.layers[s.Layer].lazy == nil {
+		return a.image.Size()
+	}
+	return min(s.Offset+a.layers[s.Layer].lazy.Extent(s.LayerOffset+off-s.Offset)-s.LayerOffset, s.Offset+s.Length)
 }
 
 // assemblyReader reads a range of the file in order. It is the oci.Data of its

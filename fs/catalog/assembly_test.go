@@ -59,7 +59,7 @@ func stargz(t *testing.T, files int, asked func(off, n int64)) *assembly {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lazy, err := oci.NewLazy(l, contents, nil)
+	lazy, err := oci.NewLazy(l, contents)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestLazyLayerInOneRequest(t *testing.T) {
 		{"what comes after the data", s.Offset + s.Length, a.image.Size() - s.Offset - s.Length, 0, 0},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			lazy, err := oci.NewLazy(a.layers[0].source, a.layers[0].contents, nil)
+			lazy, err := oci.NewLazy(a.layers[0].source, a.layers[0].contents)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -112,7 +112,7 @@ func (cl *Client) openAs(ctx context.Context, img backends.Image, codec oci.Code
 	if a.crowds() {
 		return &Content{size: a.image.Size(), direct: a}, nil
 	}
-	obj, err := c.Object(cache.Spec{Key: key, Size: a.image.Size(), Fetcher: a, Exact: !a.lazy()})
+	obj, err := c.Object(cache.Spec{Key: key, Size: a.image.Size(), Fetcher: a, Exact: !a.lazy(), Extent: a.extent})
 	if err != nil {
 		return nil, err
 	}

@@ -239,7 +239,7 @@ func BenchmarkScanTOC(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				if _, err := NewLazy(l, c, nil); err != nil {
+				if _, err := NewLazy(l, c); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -40,7 +40,6 @@ type Lazy struct {
 	size   int64
 	chunks []lazyChunk // by place in the data file
 	units  []unit      // by place in the blob
-	put    func(off int64, p []byte)
 
 	mu    sync.Mutex
 	held  map[int]*inflated
@@ -53,6 +52,8 @@ type lazyChunk struct {
 	chunk
 	at   int64
 	unit int // -1: zeros
+	// first of its file.
+	first bool
 }
 
 // unit is one compressed stream, which holds one chunk or several small ones.
@@ -69,21 +70,18 @@ type inflated struct {
 	err  error
 }
 
-// NewLazy returns the data file of the layer. put, which may be nil, is given
-// every chunk that was fetched and checked, with its offset in the data file,
-// also those parts that nobody asked for yet; it must not keep or change p.
-// It may be called concurrently.
-func NewLazy(layer Layer, c *Contents, put func(off int64, p []byte)) (*Lazy, error) {
+// NewLazy returns the data file of the layer.
+func NewLazy(layer Layer, c *Contents) (*Lazy, error) {
 	if !c.Lazy || layer.ReadRange == nil {
 		return nil, &LayerError{Layer: layer.Digest, Err: ErrNoTOC}
 	}
-	z := &Lazy{layer: layer, size: c.DataSize, put: put, held: map[int]*inflated{}}
+	z := &Lazy{layer: layer, size: c.DataSize, held: map[int]*inflated{}}
 	d := decoder{b: c.list}
 	var e entry
 	for d.entry(&e) {
 		at := e.offset
-		for _, k := range e.chunks {
-			z.chunks = append(z.chunks, lazyChunk{chunk: k, at: at, unit: -1})
+		for i, k := range e.chunks {
+			z.chunks = append(z.chunks, lazyChunk{chunk: k, at: at, unit: -1, first: i == 0})
 			at += k.size
 		}
 	}
@@ -139,17 +137,16 @@ func (z *Lazy) index(payload int64) error {
 // Size is the data file's length.
 func (z *Lazy) Size() int64 { return z.size }
 
-// Bounds widens a range of the data file to the chunks that it touches: what
-// must be fetched for it anyway.
-func (z *Lazy) Bounds(off, n int64) (from, to int64) {
-	from, to = off, min(off+n, z.size)
-	for _, at := range []int64{off, to - 1} {
-		if i := z.find(at); i < len(z.chunks) && z.chunks[i].at <= at {
-			from = min(from, z.chunks[i].at)
-			to = max(to, z.chunks[i].at+z.chunks[i].size)
-		}
+// Extent returns where the file ends whose data hold off, or come next.
+func (z *Lazy) Extent(off int64) int64 {
+	i := z.find(off)
+	if i == len(z.chunks) {
+		return z.size
 	}
-	return from, to
+	for i+1 < len(z.chunks) && !z.chunks[i+1].first {
+		i++
+	}
+	return z.chunks[i].at + z.chunks[i].size
 }
 
 // find returns the first chunk that ends behind at.
@@ -349,11 +346,6 @@ func (z *Lazy) settle(u int, h *inflated) {
 	}
 	z.mu.Unlock()
 	close(h.done)
-	if h.err == nil && z.put != nil {
-		for i, p := range h.data {
-			z.put(z.chunks[i].at, p)
-		}
-	}
 }
 
 func (h *inflated) bytes() (n int64) {

@@ -77,7 +77,7 @@ func TestSkopeoZstdChunked(t *testing.T) {
 		if err != nil {
 			t.Fatalf("layer %d: %v, annotations %v", i+1, err, l.Annotations)
 		}
-		z, err := NewLazy(l, c, nil)
+		z, err := NewLazy(l, c)
 		if err != nil {
 			t.Fatal(err)
 		}
