@@ -22,6 +22,9 @@ const (
 	// maxRequest is how much is fetched by one request, unless one stream is
 	// larger.
 	maxRequest = 4 << 20
+	// maxGap is how much that nobody wants may lie between two streams that are
+	// fetched by one request: zstd:chunked has archive headers there.
+	maxGap = 16 << 10
 	// maxInflated is how much one request may become. All of it may be in
 	// memory, for each of the transfers that run at the same time.
 	maxInflated = 8 << 20
@@ -95,7 +98,8 @@ func NewLazy(layer Layer, c *Contents) (*Lazy, error) {
 }
 
 // index finds the compressed streams. One ends where the next begins, if the
-// table does not say.
+// table does not say that it ends before: zstd:chunked gives a file's first
+// chunk the end of the file.
 func (z *Lazy) index(payload int64) error {
 	byBlob := make([]int, 0, len(z.chunks))
 	for i, c := range z.chunks {
@@ -110,7 +114,7 @@ func (z *Lazy) index(payload int64) error {
 	for _, i := range byBlob {
 		c := &z.chunks[i]
 		if n := len(z.units); n == 0 || z.units[n-1].offset != c.offset {
-			if n > 0 && z.units[n-1].end == 0 {
+			if n > 0 && (z.units[n-1].end == 0 || z.units[n-1].end > c.offset) {
 				z.units[n-1].end = c.offset
 			}
 			z.units = append(z.units, unit{offset: c.offset, end: c.end})
@@ -243,7 +247,7 @@ func (z *Lazy) wanted(i int, end int64) int {
 		if u < 0 || u == last {
 			continue
 		}
-		if u != last+1 || z.units[u].offset != z.units[last].end || z.units[u].end-z.units[first].offset > maxRequest ||
+		if u != last+1 || z.units[u].offset-z.units[last].end > maxGap || z.units[u].end-z.units[first].offset > maxRequest ||
 			size+z.units[u].size > maxInflated {
 			break
 		}
@@ -312,13 +316,19 @@ func (z *Lazy) fetch(ctx context.Context, u int, mine []*inflated) {
 		defer body.Close()
 	}
 	var raw []byte
+	at := off
 	for i, h := range mine {
 		unit := z.units[u+i]
 		if err == nil {
+			_, err = io.CopyN(io.Discard, body, unit.offset-at)
+			at = unit.end
+		}
+		if err == nil {
 			raw = slices.Grow(raw[:0], int(unit.end-unit.offset))[:unit.end-unit.offset]
-			if _, err = io.ReadFull(body, raw); err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
+			_, err = io.ReadFull(body, raw)
+		}
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
 		}
 		if err == nil {
 			h.data, h.err = z.inflate(unit, raw)

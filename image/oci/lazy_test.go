@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -244,6 +245,53 @@ func TestLazyFetchesOnce(t *testing.T) {
 	readLazy(t, z, 0, z.Size())
 	if n := requests.Load(); n != 1 {
 		t.Errorf("%d requests for neighbours, want 1", n)
+	}
+}
+
+// TestLazyGaps reads a layer as skopeo makes it: compressed headers lie between
+// the files, and a file's first chunk is said to end where the file does.
+func TestLazyGaps(t *testing.T) {
+	var blob []byte
+	frame := func(text string) (off, end int64) {
+		off = int64(len(blob))
+		blob = append(blob, zstded([]byte(text))...)
+		return off, int64(len(blob))
+	}
+	var want strings.Builder
+	z := &Lazy{held: map[int]*inflated{}}
+	for i := range 20 {
+		frame(fmt.Sprint("header ", i))
+		first := len(z.chunks)
+		for k := range 3 {
+			text := noise(3000 + 100*i + k)
+			off, end := frame(text)
+			z.chunks = append(z.chunks, lazyChunk{chunk: chunk{size: int64(len(text)), offset: off, sum: sha256.Sum256([]byte(text))},
+				at: int64(want.Len())})
+			z.chunks[first].end = end
+			want.WriteString(text)
+		}
+	}
+	z.size = int64(want.Len())
+	requests, fetched := 0, int64(0)
+	z.layer.ReadRange = func(_ context.Context, off, n int64) (io.ReadCloser, error) {
+		requests, fetched = requests+1, fetched+n
+		return io.NopCloser(bytes.NewReader(blob[off : off+n])), nil
+	}
+	if err := z.index(int64(len(blob))); err != nil {
+		t.Fatal(err)
+	}
+	if got := readLazy(t, z, 0, 3000); string(got) != want.String()[:3000] {
+		t.Error("the first chunk has other bytes than were stored")
+	}
+	if requests != 1 || fetched > 4000 {
+		t.Errorf("%d requests of %d bytes for a chunk of 3000, want 1 for that alone", requests, fetched)
+	}
+	requests, fetched = 0, 0
+	if got := readLazy(t, z, 3000, z.size-3000); string(got) != want.String()[3000:] {
+		t.Error("other bytes than were stored")
+	}
+	if requests != 1 || fetched > int64(len(blob)) {
+		t.Errorf("%d requests of %d bytes for all the rest of %d, want 1", requests, fetched, len(blob))
 	}
 }
 
