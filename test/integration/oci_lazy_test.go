@@ -90,7 +90,10 @@ func TestLazyLayers(t *testing.T) {
 	r.push("library/lazy:estargz", img)
 	r.push("library/plain:1", imageOf(t, v1.Config{Cmd: []string{"/bin/true"}}, layerOf(t, list...)))
 	shell(t, nil, "skopeo copy -q --insecure-policy --src-tls-verify=false --dest-tls-verify=false --dest-compress-format zstd:chunked docker://%s/library/plain:1 docker://%s/library/lazy:zstd", r.host, r.host)
-	for tag, most := range map[string]int64{"estargz": 8 << 20, "zstd": 8 << 20} {
+	// Half of it is what a machine without anything else to do fetches besides
+	// the table and the program: they are read ahead, as far as there is time.
+	const most = 4 << 20
+	for _, tag := range []string{"estargz", "zstd"} {
 		t.Run(tag, func(t *testing.T) {
 			f := behind(t, r)
 			d := f.mount(t)
@@ -110,15 +113,12 @@ func TestLazyLayers(t *testing.T) {
 					t.Errorf("%s reads as other bytes", name)
 				}
 			}
-			if tag != "estargz" {
-				return // each file is a request of its own, with headers between
-			}
 			// All of it comes in few requests.
 			asked := f.requests(blobs)
 			d.run("cat %s > /dev/null", file)
 			n = int64(f.requests(blobs) - asked)
 			t.Logf("reading all of it took %d requests", n)
-			if n > int64(files)/2 {
+			if n > int64(files)/20 {
 				t.Errorf("reading %d files took %d requests", files, n)
 			}
 		})
