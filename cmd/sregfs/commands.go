@@ -43,54 +43,67 @@ func mountPath(arg string) (abs, mount string, err error) {
 	return abs, mount, nil
 }
 
-// uriOf turns what a user named an image by into a URI: a path in a mount
-// becomes CLIENT://COLLECTION/IMAGE:TAG, all else is taken for a URI.
-func uriOf(arg string) (string, error) {
-	abs, mount, err := mountPath(arg)
-	if err != nil || mount == "" {
-		return arg, err
-	}
-	client, rest, ok := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(abs, mount), "/"), "/")
+// inTree is the image that a path below a mount names; ok is false for one that
+// names none.
+func inTree(rel string) (client string, ref backends.Ref, ok bool) {
+	client, rest, below := strings.Cut(rel, "/")
 	dir, file := filepath.Split(rest)
 	ref, _, isImage := backends.ParseFile(file)
-	if !ok || !isImage {
-		return "", fmt.Errorf("%s is not an image of the tree; name it as MOUNT/CLIENT/COLLECTION/IMAGE:TAG.simg", arg)
-	}
 	ref.Collection = backends.ParseCollection(strings.TrimSuffix(dir, "/"))
-	return client + "://" + ref.String(), nil
+	return client, ref, below && isImage
+}
+
+// target is what a user named an image by, a path in a mount or a URI. The client
+// of a URI that names none is SREGISTRY_CLIENT or "".
+func (e *environment) target(arg string) (client string, ref backends.Ref, err error) {
+	abs, mount, err := mountPath(arg)
+	if err != nil {
+		return "", ref, err
+	}
+	if mount != "" {
+		var ok bool
+		if client, ref, ok = inTree(strings.TrimPrefix(abs, mount+"/")); !ok {
+			return "", ref, fmt.Errorf("%s is not an image of the tree; name it as MOUNT/CLIENT/COLLECTION/IMAGE:TAG.simg", arg)
+		}
+		return client, ref, nil
+	}
+	if client, ref, err = backends.ParseURI(arg); err != nil {
+		return "", ref, err
+	}
+	if client == "" {
+		client = getenv("SREGISTRY_CLIENT")
+	}
+	known, err := all.Clients(e.Registry)
+	if err != nil {
+		return "", ref, err
+	}
+	if c, ok := all.Lookup(known, client); ok {
+		client = c.Name
+	}
+	return client, ref, nil
 }
 
 // resolve finds the image that a user named, without a daemon.
-func (e *environment) resolve(ctx context.Context, arg string, bytes bool) (*catalog.Catalog, *catalog.Client, backends.Image, closer, error) {
-	uri, err := uriOf(arg)
+func (e *environment) resolve(ctx context.Context, arg string) (*catalog.Client, backends.Image, closer, error) {
+	client, ref, err := e.target(arg)
 	if err != nil {
-		return nil, nil, backends.Image{}, nil, err
+		return nil, backends.Image{}, nil, err
 	}
-	cat, aliases, done, err := e.openCatalog(ctx, bytes, false)
+	return e.find(ctx, client, ref, false)
+}
+
+// find opens the clients, and the cache if bytes is set, and finds an image.
+func (e *environment) find(ctx context.Context, client string, ref backends.Ref, bytes bool) (*catalog.Client, backends.Image, closer, error) {
+	cat, _, done, err := e.openCatalog(ctx, bytes, false)
 	if err != nil {
-		return nil, nil, backends.Image{}, nil, err
+		return nil, backends.Image{}, nil, err
 	}
-	cl, img, err := cat.Resolve(ctx, canonicalClient(uri, aliases), canonicalName(getenv("SREGISTRY_CLIENT"), aliases))
+	cl, img, err := cat.Resolve(ctx, client, ref)
 	if err != nil {
 		done.Close()
-		return nil, nil, img, nil, err
+		return nil, img, nil, err
 	}
-	return cat, cl, img, done, nil
-}
-
-func canonicalName(name string, aliases map[string]string) string {
-	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
-	if to, ok := aliases[name]; ok {
-		return to
-	}
-	return name
-}
-
-func canonicalClient(uri string, aliases map[string]string) string {
-	if c, rest, ok := strings.Cut(uri, "://"); ok {
-		return canonicalName(c, aliases) + "://" + rest
-	}
-	return uri
+	return cl, img, done, nil
 }
 
 type shareCmd struct {
@@ -108,7 +121,7 @@ func (c *shareCmd) Run(ctx context.Context, e *environment) error {
 			return errors.New("the address after --email is empty; to share by link leave --email out")
 		}
 	}
-	_, cl, img, done, err := e.resolve(ctx, c.Image, false)
+	cl, img, done, err := e.resolve(ctx, c.Image)
 	if err != nil {
 		return err
 	}
@@ -177,7 +190,7 @@ func (c *getCmd) Run(ctx context.Context, e *environment) error {
 		return err
 	}
 	if mount != "" {
-		if _, err := uriOf(c.Image); err != nil {
+		if _, _, err := e.target(c.Image); err != nil {
 			return err
 		}
 		if _, err := os.Stat(abs); err != nil {
@@ -186,7 +199,7 @@ func (c *getCmd) Run(ctx context.Context, e *environment) error {
 		fmt.Fprintln(e.stdout, abs)
 		return nil
 	}
-	_, cl, img, done, err := e.resolve(ctx, c.Image, false)
+	cl, img, done, err := e.resolve(ctx, c.Image)
 	if err != nil {
 		return err
 	}
@@ -224,15 +237,15 @@ func (c *rmiCmd) Run(ctx context.Context, e *environment) error { return e.forge
 // forget asks the daemon, which holds the cache, or does it itself where none
 // runs.
 func (e *environment) forget(ctx context.Context, arg string, bytes bool) error {
-	uri, err := uriOf(arg)
+	client, ref, err := e.target(arg)
 	if err != nil {
 		return err
 	}
 	d, err := control.Dial(ctx, e.cacheDir())
 	if err == nil {
-		return d.Forget(ctx, control.ForgetRequest{URI: uri, Client: getenv("SREGISTRY_CLIENT"), Bytes: bytes})
+		return d.Forget(ctx, control.ForgetRequest{Client: client, Ref: ref, Bytes: bytes})
 	}
-	_, cl, img, done, err := e.resolve(ctx, uri, bytes)
+	cl, img, done, err := e.find(ctx, client, ref, bytes)
 	if err != nil {
 		return err
 	}

@@ -146,17 +146,9 @@ func (c *Catalog) Cache() *cache.Cache { return c.opts.Cache }
 // Log is where the catalog writes what a user may want to know.
 func (c *Catalog) Log() *slog.Logger { return c.log }
 
-// Resolve finds the image that a URI names. Without a client in the URI, it is
-// preferred, or the one client that has such an image, or an error that names
-// the candidates.
-func (c *Catalog) Resolve(ctx context.Context, uri, preferred string) (*Client, backends.Image, error) {
-	name, ref, err := backends.ParseURI(uri)
-	if err != nil {
-		return nil, backends.Image{}, err
-	}
-	if name == "" {
-		name = preferred
-	}
+// Resolve finds the image ref of the client name or, where name is "", of the one
+// client that has such an image; if several have it, the error names them.
+func (c *Catalog) Resolve(ctx context.Context, name string, ref backends.Ref) (*Client, backends.Image, error) {
 	if name != "" {
 		cl := c.Client(name)
 		if cl == nil {

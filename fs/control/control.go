@@ -18,6 +18,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/fs/catalog"
 )
 
@@ -153,7 +154,7 @@ func (s *Server) handler() http.Handler {
 			reply(w, nil, err)
 			return
 		}
-		cl, img, err := s.Catalog.Resolve(r.Context(), q.URI, q.Client)
+		cl, img, err := s.Catalog.Resolve(r.Context(), q.Client, q.Ref)
 		if err == nil {
 			err = cl.Forget(r.Context(), img, q.Bytes)
 		}
@@ -198,12 +199,12 @@ func (s *Server) Status(ctx context.Context) Status {
 	return st
 }
 
-// ForgetRequest asks to forget an image's record and, with Bytes, what is
-// cached of it. Client is for a URI that names none.
+// ForgetRequest asks to forget the record of the client's image and, with Bytes,
+// what is cached of it. Without a client, it is the one that has such an image.
 type ForgetRequest struct {
-	URI    string `json:"uri"`
-	Client string `json:"client,omitempty"`
-	Bytes  bool   `json:"bytes"`
+	Client string       `json:"client,omitempty"`
+	Ref    backends.Ref `json:"ref"`
+	Bytes  bool         `json:"bytes"`
 }
 
 type failure struct {

@@ -61,7 +61,7 @@ func TestStatusAndForget(t *testing.T) {
 	if err != nil || st.Mount != "/mnt" || len(st.Clients) != 1 || st.Clients[0].Images != 1 {
 		t.Errorf("Status = %+v, %v", st, err)
 	}
-	if err := c.Forget(t.Context(), ForgetRequest{URI: "mem://pusheen/asaurus:blue"}); err == nil || !strings.Contains(err.Error(), "asaurus:blue") {
+	if err := c.Forget(t.Context(), ForgetRequest{Client: "mem", Ref: backends.Ref{Collection: "pusheen", Name: "asaurus", Tag: "blue"}}); err == nil || !strings.Contains(err.Error(), "asaurus:blue") {
 		t.Errorf("Forget of what is not there = %v", err)
 	}
 	stop()

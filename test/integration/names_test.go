@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -227,4 +228,34 @@ func TestXattrFlags(t *testing.T) {
 			w.must(f.Close())
 		}
 	}
+}
+
+// TestCommandsByOddNames: a command that is given a path does its work on that
+// image, though no URI can say its name, and one that is given a client's other
+// name finds the client, with a mount as without.
+func TestCommandsByOddNames(t *testing.T) {
+	a := dropboxAccount(t)
+	image := smallImage(t, 1)
+	a.put(t, "pusheen/:red", image)
+	a.put(t, "pusheen/a:1", image)
+	g := driveAccount(t)
+	g.put(t, "vsoch/a:1", image)
+	m := newMachine(t, append(a.env, g.env...)...)
+	d := m.mount("--client=dropbox", "--client=gdrive")
+	d.run("cmp %s dropbox/pusheen/%%3Ared:latest.simg; cat dropbox/pusheen/{%%3Ared:latest,a:1}.json google-drive/vsoch/a:1.json >/dev/null", image)
+	d.eventually("three records", func() error {
+		if out := d.run("%s images -q", program); strings.Count(out, "\n") != 3 {
+			return errors.New(out)
+		}
+		return nil
+	})
+	d.run("%s rm dropbox/pusheen/%%3Ared:latest.simg && %[1]s rm Google_Drive://vsoch/a:1", program)
+	if out := d.run("%s images -q", program); strings.Count(out, "\n") != 1 || !strings.Contains(out, "pusheen/a:1") {
+		t.Errorf("after rm of the others the records are:\n%s", out)
+	}
+	d.run("cat google-drive/vsoch/a:1.json >/dev/null; %s share dropbox/pusheen/%%3Ared:latest.simg", program)
+	d.unmount()
+	d.run("%s rm google-drive://vsoch/a:1", program)
+	a.mustHold(t, "pusheen/:red", image)
+	g.mustHold(t, "vsoch/a:1", image)
 }
