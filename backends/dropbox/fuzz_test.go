@@ -3,10 +3,16 @@ package dropbox
 import (
 	"bytes"
 	"encoding/json"
-	"net/http"
-	"testing"
-
 	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	sdk "github.com/dropbox/dropbox-sdk-go-unofficial/v6/dropbox"
+	"github.com/dropbox/dropbox-sdk-go-unofficial/v6/dropbox/files"
+
+	"github.com/sregfs/sregfs/backends"
 )
 
 // FuzzHeaderSafe: what goes into a header is ASCII and means the same.
@@ -57,6 +63,29 @@ func FuzzClassify(f *testing.F) {
 		classify(resp)
 		if got, err := io.ReadAll(resp.Body); err != nil || !bytes.Equal(got, body) {
 			t.Fatalf("the body %q became %q, %v", body, got, err)
+		}
+	})
+}
+
+// FuzzImage: a file of whatever name is an image under a name that the tree can
+// show, and where Push would put that is a path that Dropbox takes.
+func FuzzImage(f *testing.F) {
+	f.Add("pusheen", "asaurus:red.simg")
+	f.Add("..", ":.sif")
+	f.Add("a/b", "a@sha256:0:x.img")
+	f.Fuzz(func(t *testing.T, collection, name string) {
+		m := files.NewFileMetadata(name, "id:1", sdk.DBXTime(time.Time{}), sdk.DBXTime(time.Time{}), "0123456789", 1)
+		m.PathLower = fold("/" + collection + "/" + name)
+		if !isImage(m) {
+			return
+		}
+		img := image(m, collection)
+		file := img.Ref.File()
+		if img.Ref.Name == "" || img.Ref.Tag == "" || len(file) > backends.MaxName || strings.ContainsAny(file, "/\x00") {
+			t.Errorf("%q is %+v, shown as %q", name, img.Ref, file)
+		}
+		if p, ok := pathOf(img.Ref); ok && (!valid(p) || strings.Contains(img.Ref.Object(), "/")) {
+			t.Errorf("%+v would go to %q", img.Ref, p)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -62,6 +63,48 @@ func FuzzContentRange(f *testing.F) {
 		size, err := contentRange(header, off, n)
 		if err == nil && size < -1 || err != nil && !errors.Is(err, backends.ErrUnreachable) {
 			t.Errorf("contentRange(%q, %d, %d) = %d, %v", header, off, n, size, err)
+		}
+	})
+}
+
+// FuzzParseAddress: what passes for a registry's address is a host and no more, and
+// what is shown of another holds no user and password.
+func FuzzParseAddress(f *testing.F) {
+	for _, s := range []string{"quay.io", "http://[::1]:5000/v2/", "https://user:secret@host", "docker.io", "ftp://x", "x?y", "a b", "host:port"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, address string) {
+		host, _, err := parseAddress(address)
+		if err != nil && !errors.Is(err, backends.ErrNotConfigured) || err == nil && (host == "" || strings.ContainsAny(host, "/@?#")) {
+			t.Errorf("parseAddress(%q) = %q, %v", address, host, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "user:secret@") {
+			t.Errorf("the error tells the password: %v", err)
+		}
+	})
+}
+
+// FuzzNames: a registry's name for an image is the image's, and leads back to it.
+func FuzzNames(f *testing.F) {
+	f.Add("library/ubuntu", "22.04")
+	f.Add("nvidia/clara/x", "a_b")
+	f.Add("a//b", "..")
+	f.Fuzz(func(t *testing.T, repository, tag string) {
+		ref := refOf(repository, tag)
+		if !validRepository(repository) || !tagName.MatchString(tag) {
+			return
+		}
+		if !valid(ref) {
+			t.Errorf("%q, tag %q became %+v, which no registry takes", repository, tag, ref)
+		}
+		if got := repositoryOf(ref.Collection, ref.Name); got != repository {
+			t.Errorf("%q became %+v, which is %q", repository, ref, got)
+		}
+		if strings.Contains(ref.File(), "%~") {
+			return // cut names go by the index
+		}
+		if back, sidecar, ok := backends.ParseFile(ref.File()); !ok || sidecar || back != (backends.Ref{Name: ref.Name, Tag: ref.Tag}) {
+			t.Errorf("%+v is shown as %q, which is %+v", ref, ref.File(), back)
 		}
 	})
 }

@@ -520,3 +520,18 @@ func TestManyAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// FuzzRetryAfter: whatever a service says, the account pauses for a day at most.
+func FuzzRetryAfter(f *testing.F) {
+	f.Add(429, "7", "")
+	f.Add(503, "Sat, 01 Jan 2000 00:00:09 GMT", "Sat, 01 Jan 2000 00:00:00 GMT")
+	f.Add(403, "1e300", "")
+	f.Add(429, "NaN", "x")
+	f.Add(500, "Mon, 01 Jan 0001 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT")
+	f.Fuzz(func(t *testing.T, status int, after, date string) {
+		resp := &http.Response{StatusCode: status, Header: http.Header{"Retry-After": {after}, "Date": {date}}}
+		if d := Default(resp); d.After < 0 || d.After > 24*time.Hour {
+			t.Errorf("%d, Retry-After %q at %q: a pause of %v", status, after, date, d.After)
+		}
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -292,7 +293,7 @@ func cacheLimit(s, dir string) (int64, error) {
 	bad := fmt.Errorf("cache size %q: write it as 50G or 20%%", s)
 	if share, ok := strings.CutSuffix(s, "%"); ok {
 		p, err := strconv.ParseFloat(share, 64)
-		if err != nil || p <= 0 || p > 100 {
+		if err != nil || !(p > 0 && p <= 100) {
 			return 0, bad
 		}
 		var st syscall.Statfs_t
@@ -305,7 +306,7 @@ func cacheLimit(s, dir string) (int64, error) {
 				return 0, fmt.Errorf("ask for the cache disk's size: %w", err)
 			}
 		}
-		return int64(float64(st.Blocks) * float64(st.Bsize) * p / 100), nil
+		return max(1, int64(float64(st.Blocks)*float64(st.Bsize)*p/100)), nil
 	}
 	num, unit := strings.TrimRight(strings.ToUpper(s), "IB"), int64(1)
 	for i, suffix := range []string{"K", "M", "G", "T"} {
@@ -314,10 +315,10 @@ func cacheLimit(s, dir string) (int64, error) {
 		}
 	}
 	n, err := strconv.ParseFloat(num, 64)
-	if err != nil || n <= 0 {
+	if n *= float64(unit); err != nil || !(n >= 1 && n < math.MaxInt64) { // NaN is neither
 		return 0, bad
 	}
-	return int64(n * float64(unit)), nil
+	return int64(n), nil
 }
 
 // profiles is the folder of access profiles: state that outlives caches, where

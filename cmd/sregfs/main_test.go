@@ -6,6 +6,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -105,4 +106,58 @@ func TestSetHome(t *testing.T) {
 	if got := os.Getenv("HOME"); got == "" || got == "/elsewhere" {
 		t.Errorf("without HOME, %s gets %q", u.Username, got)
 	}
+}
+
+// FuzzInTree: a path below a mount names the image that the tree shows there, in
+// the spelling that the tree gives it.
+func FuzzInTree(f *testing.F) {
+	f.Add("dropbox/pusheen/asaurus:red.simg")
+	f.Add("dropbox/pusheen/%3Aa:red@sha256:00.json")
+	f.Add("dropbox/a:1.simg")
+	f.Add("gdrive/%/%2E%2E/..%2Fx:1.sif")
+	f.Add("a:1.simg")
+	f.Add("//a.img")
+	f.Fuzz(func(t *testing.T, rel string) {
+		client, ref, ok := inTree(rel)
+		if !ok || strings.Contains(rel, "%~") || strings.ContainsAny(ref.Tag, ":@") || strings.ContainsAny(ref.Version, ":@") || strings.Contains(ref.Name, "@") {
+			return // cut names, and those that are ambiguous by nature, go by the index
+		}
+		shown := client + "/" + ref.File()
+		if ref.Collection != "" {
+			shown = client + "/" + ref.Dir() + "/" + ref.File()
+		}
+		if strings.Contains(shown, "%~") {
+			return
+		}
+		if c, again, ok := inTree(shown); !ok || c != client || again != ref {
+			t.Errorf("%q is %s and %+v, shown as %q, which is %s and %+v", rel, client, ref, shown, c, again)
+		}
+	})
+}
+
+// FuzzMounts: no line of the mount table, and no escape in it, upsets who looks for
+// our mounts.
+func FuzzMounts(f *testing.F) {
+	f.Add("36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - fuse.sregfs sregfs rw,user_id=1000")
+	f.Add("1 2 :x / \\777 - fuse.sregfs")
+	f.Add(" - ")
+	f.Add("\\")
+	f.Fuzz(func(t *testing.T, line string) {
+		m, ok := parseMount(line)
+		if ok && (m.fsType == "" || m.minor < -1) {
+			t.Errorf("%q is %+v", line, m)
+		}
+	})
+}
+
+// FuzzCacheLimit: a size is positive or refused.
+func FuzzCacheLimit(f *testing.F) {
+	for _, s := range []string{"50G", "1.5MiB", "20%", "1e400T", "NaN", "-0", "9e9T", "infinity%"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if n, err := cacheLimit(s, "/"); err == nil && n <= 0 {
+			t.Errorf("cacheLimit(%q) = %d", s, n)
+		}
+	})
 }

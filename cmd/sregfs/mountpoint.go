@@ -36,24 +36,31 @@ func mountTable() ([]mountEntry, error) {
 	defer f.Close()
 	var list []mountEntry
 	for s := bufio.NewScanner(f); s.Scan(); {
-		before, after, ok := strings.Cut(s.Text(), " - ")
-		left, right := strings.Fields(before), strings.Fields(after)
-		if ok && len(left) > 4 && len(right) > 0 {
-			m := mountEntry{dir: unescapeMount(left[4]), fsType: right[0], minor: -1}
-			if _, minor, ok := strings.Cut(left[2], ":"); ok {
-				if n, err := strconv.Atoi(minor); err == nil {
-					m.minor = n
-				}
-			}
-			for o := range strings.SplitSeq(right[len(right)-1], ",") {
-				if id, ok := strings.CutPrefix(o, "user_id="); ok {
-					m.user = id
-				}
-			}
+		if m, ok := parseMount(s.Text()); ok {
 			list = append(list, m)
 		}
 	}
 	return list, nil
+}
+
+func parseMount(line string) (m mountEntry, ok bool) {
+	before, after, ok := strings.Cut(line, " - ")
+	left, right := strings.Fields(before), strings.Fields(after)
+	if !ok || len(left) < 5 || len(right) == 0 {
+		return m, false
+	}
+	m = mountEntry{dir: unescapeMount(left[4]), fsType: right[0], minor: -1}
+	if _, minor, ok := strings.Cut(left[2], ":"); ok {
+		if n, err := strconv.ParseUint(minor, 10, 31); err == nil {
+			m.minor = int(n)
+		}
+	}
+	for o := range strings.SplitSeq(right[len(right)-1], ",") {
+		if id, ok := strings.CutPrefix(o, "user_id="); ok {
+			m.user = id
+		}
+	}
+	return m, true
 }
 
 // unescapeMount undoes the octal escapes of spaces and the like.

@@ -44,7 +44,8 @@ func (cl *Client) AddRecord(ctx context.Context, ref backends.Ref, data []byte) 
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		return bad(noPointer{})
 	}
-	img, err := r.Record(ctx, ref, given.URL)
+	// Schemes are written in any case; who looks at the address knows one.
+	img, err := r.Record(ctx, ref, u.Scheme+given.URL[len(u.Scheme):])
 	if err != nil {
 		return err
 	}
