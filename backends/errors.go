@@ -2,6 +2,7 @@ package backends
 
 import (
 	"errors"
+	"fmt"
 	iofs "io/fs"
 	"strings"
 )
@@ -26,6 +27,9 @@ var (
 	// ErrUnreachable: the network or the service failed longer than retries
 	// may last. Whether an image exists is then unknown.
 	ErrUnreachable = errors.New("remote cannot be reached")
+	// ErrUntrusted: what answers cannot prove that it is the service, so that
+	// nothing was sent to it. It is ErrUnreachable too, which no waiting helps.
+	ErrUntrusted = fmt.Errorf("%w", ErrUnreachable)
 	// ErrStale: the version that was asked for is gone or was replaced.
 	ErrStale = errors.New("changed on the remote")
 	// ErrCorrupt: content does not match its checksum, or cannot be parsed.

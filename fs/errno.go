@@ -31,6 +31,7 @@ var kinds = []struct {
 	{backends.ErrInvalidName, syscall.EINVAL},
 	{backends.ErrNotEmpty, syscall.ENOTEMPTY},
 	{context.DeadlineExceeded, syscall.ETIMEDOUT},
+	{backends.ErrUntrusted, syscall.EIO}, // nobody waited for it
 	{backends.ErrUnreachable, syscall.ETIMEDOUT},
 	{iofs.ErrNotExist, syscall.ENOENT},
 	{iofs.ErrExist, syscall.EEXIST},

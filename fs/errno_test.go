@@ -31,6 +31,7 @@ func TestErrno(t *testing.T) {
 		{backends.ErrQuota, syscall.EDQUOT},
 		{backends.ErrBusy, syscall.EAGAIN},
 		{backends.ErrUnreachable, syscall.ETIMEDOUT},
+		{backends.ErrUntrusted, syscall.EIO},
 		{backends.ErrCorrupt, syscall.EIO},
 		{cache.ErrCorrupt, syscall.EIO},
 		{cache.ErrNoRoom, syscall.ENOSPC},

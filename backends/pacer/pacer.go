@@ -106,7 +106,8 @@ func (p *Pacer) Stats() Stats {
 // Error is how a request ends that waiting did not help.
 type Error struct {
 	// Kind is backends.ErrBusy when the service limits the account,
-	// backends.ErrUnreachable when it or the network fails.
+	// backends.ErrUnreachable when it or the network fails, and
+	// backends.ErrUntrusted when there is no safe connection with it.
 	Kind error
 	// Status is the last answer's HTTP status, 0 when there was none.
 	Status int
@@ -222,8 +223,11 @@ func (p *Pacer) RoundTrip(req *http.Request) (*http.Response, error) {
 		if !again || permanent || delay > budget {
 			p.gaveUp.Add(1)
 			gave := &Error{Kind: backends.ErrUnreachable, Tries: try, RetryAfter: d.After, Err: err}
-			if d.Fault != Failing {
+			switch {
+			case d.Fault != Failing:
 				gave.Kind = backends.ErrBusy
+			case permanent:
+				gave.Kind = backends.ErrUntrusted
 			}
 			if resp != nil {
 				gave.Status = resp.StatusCode

@@ -139,8 +139,8 @@ func TestOutcomes(t *testing.T) {
 		"reset for ever":              {steps: repeat(99, fails(reset)), err: backends.ErrUnreachable, most: 60 * time.Second},
 		"silence, then an answer":     {steps: repeat(1, hangs), ctx: func(ctx context.Context) context.Context { return WithCeiling(ctx, 2*time.Minute) }, status: 200, tries: 2, least: time.Minute, most: 62 * time.Second},
 		"silence":                     {steps: repeat(99, hangs), err: backends.ErrUnreachable, tries: 1, most: time.Minute},
-		"expired certificate":         {steps: repeat(9, fails(expired)), err: backends.ErrUnreachable, tries: 1},
-		"untrusted certificate":       {steps: repeat(9, fails(cert)), err: backends.ErrUnreachable, tries: 1},
+		"expired certificate":         {steps: repeat(9, fails(expired)), err: backends.ErrUntrusted, tries: 1},
+		"untrusted certificate":       {steps: repeat(9, fails(cert)), err: backends.ErrUntrusted, tries: 1},
 		"credentials":                 {steps: repeat(9, fails(backends.ErrAuth)), err: backends.ErrAuth, tries: 1},
 		"ceiling 0":                   {steps: repeat(9, status(503, "")), ctx: noWait, err: backends.ErrUnreachable, tries: 1},
 		"once: reset":                 {steps: repeat(9, fails(reset)), ctx: once, err: backends.ErrUnreachable, tries: 1},
@@ -177,6 +177,10 @@ func TestOutcomes(t *testing.T) {
 					if b != "the body" {
 						t.Errorf("try %d sent body %q", i+1, b)
 					}
+				}
+				if untrusted := errors.Is(c.err, backends.ErrUntrusted); untrusted != errors.Is(err, backends.ErrUntrusted) ||
+					untrusted && !errors.Is(err, backends.ErrUnreachable) {
+					t.Errorf("%v is of the wrong kind", err)
 				}
 				if err != nil && strings.Contains(err.Error(), "sekret") {
 					t.Errorf("the error tells the query: %v", err)

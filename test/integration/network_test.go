@@ -85,7 +85,7 @@ func TestUntrusted(t *testing.T) {
 				if out, errOut, err := d.try("ls %s", s.client); err == nil || out != "" {
 					t.Errorf("listed as %q %q", out, errOut)
 				}
-				d.fails("Connection timed out", "cat %s/pusheen/a:fresh.simg", s.client)
+				d.fails("Input/output error", "cat %s/pusheen/a:fresh.simg", s.client)
 				d.says("certificate")
 				d.says(c.says)
 				if n := p.all.Load(); n > 0 {
@@ -96,8 +96,8 @@ func TestUntrusted(t *testing.T) {
 				p.present(c.cert)
 				before, hellos := p.all.Load(), p.hellos.Load()
 				d.run("ls -l %s/pusheen; cmp %s %[1]s/pusheen/a:cached.simg", s.client, cached)
-				d.fails("Connection timed out", "cat %s/pusheen/a:fresh.simg", s.client)
-				d.fails("Connection timed out", "cp %s %s/pusheen/a:new.simg", fresh, s.client)
+				d.fails("Input/output error", "cat %s/pusheen/a:fresh.simg", s.client)
+				d.fails("Input/output error", "cp %s %s/pusheen/a:new.simg", fresh, s.client)
 				if n := p.all.Load() - before; n > 0 {
 					t.Errorf("%d requests went out", n)
 				}
