@@ -7,6 +7,8 @@ import (
 	"compress/gzip"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
@@ -61,6 +63,23 @@ func stargzOf(t *testing.T, entries ...entry) stargz {
 	return l
 }
 
+// pushStargz stores an image of one layer with a table of contents, which runs
+// true.
+func (r *registry) pushStargz(image string, entries ...entry) {
+	r.t.Helper()
+	l := stargzOf(r.t, entries...)
+	img, err := mutate.Append(empty.Image, mutate.Addendum{Layer: l, MediaType: types.OCILayer,
+		Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: l.toc}})
+	if err == nil {
+		img = mutate.MediaType(img, types.OCIManifestSchema1)
+		img, err = mutate.ConfigFile(img, configFile(r.t, img, v1.Config{Cmd: []string{"/bin/true"}}))
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.push(image, img)
+}
+
 // TestLazyLayers: images whose layers have tables of contents start after a
 // hundredth of their bytes or so, in either format, and read as what they are.
 func TestLazyLayers(t *testing.T) {
@@ -77,17 +96,7 @@ func TestLazyLayers(t *testing.T) {
 		list = append(list, regular(fmt.Sprintf("many/%03d/%05d", i/200, i), 0o644, randomText(byte(i), 8_000+i%14_000)))
 	}
 	r := startRegistry(t, registryOptions{})
-	l := stargzOf(t, list...)
-	img, err := mutate.Append(empty.Image, mutate.Addendum{Layer: l, MediaType: types.OCILayer,
-		Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: l.toc}})
-	if err == nil {
-		img = mutate.MediaType(img, types.OCIManifestSchema1)
-		img, err = mutate.ConfigFile(img, configFile(t, img, v1.Config{Cmd: []string{"/bin/true"}}))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.push("library/lazy:estargz", img)
+	r.pushStargz("library/lazy:estargz", list...)
 	r.push("library/plain:1", imageOf(t, v1.Config{Cmd: []string{"/bin/true"}}, layerOf(t, list...)))
 	shell(t, nil, "skopeo copy -q --insecure-policy --src-tls-verify=false --dest-tls-verify=false --dest-compress-format zstd:chunked docker://%s/library/plain:1 docker://%s/library/lazy:zstd", r.host, r.host)
 	// The table of contents takes some 62 bytes a file, the program 1.1 MB; the
@@ -122,5 +131,52 @@ func TestLazyLayers(t *testing.T) {
 				t.Errorf("reading %d files took %d requests", files, n)
 			}
 		})
+	}
+}
+
+// TestLazyPassthrough: an image whose layers are read lazily is written out in
+// the background while it is open, once a good part of it was read; the kernel
+// reads it itself from the next open on.
+func TestLazyPassthrough(t *testing.T) {
+	r := startRegistry(t, registryOptions{})
+	list := busyboxEntries(t)
+	for i := range 24 {
+		list = append(list, regular(fmt.Sprintf("data%02d", i), 0o644, randomText(byte(i), 500_000)))
+	}
+	r.pushStargz("library/lazy:1", list...)
+	f := behind(t, r)
+	d := f.mount(t)
+	const file = "lab/library/lazy:1.simg"
+	start := d.status()
+	open, err := os.Open(filepath.Join(d.dir, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	if _, err := io.CopyN(io.Discard, open, 6<<20); err != nil {
+		t.Fatal(err)
+	}
+	d.eventually("the whole image to be here", func() error {
+		if where, _, err := d.try("getfattr --only-values -n user.sregistry.location %s", file); err != nil || where != "local" {
+			return fmt.Errorf("location %q: %v", where, err)
+		}
+		return nil
+	})
+	open.Close()
+	before, asked := d.status(), f.requests(blobs)
+	if n := before.Opens.Daemon - start.Opens.Daemon; n == 0 {
+		t.Error("the first open was the kernel's, of what was not here")
+	}
+	sum := d.run("for n in 1 2 3; do sha256sum < %s; done | uniq", file)
+	after := d.status()
+	kernel, daemon := after.Opens.Kernel-before.Opens.Kernel, after.Opens.Daemon-before.Opens.Daemon
+	if out, passes := d.passesThrough(); passes && (kernel != 3 || daemon != 0) || !passes && kernel != 0 {
+		t.Errorf("the kernel read %d opens by itself, the daemon %d; doctor says %s", kernel, daemon, out)
+	}
+	if n := f.requests(blobs) - asked; n > 0 {
+		t.Errorf("%d requests for what was here", n)
+	}
+	if want := f.mount(t).run("sha256sum < %s", file); sum != want {
+		t.Errorf("it reads as %s, want %s", sum, want)
 	}
 }
