@@ -192,7 +192,7 @@ func (cl *Client) learnLayer(ctx context.Context, l *layer, codec oci.Codec) (*o
 		l.contents = known
 		return true
 	}
-	remember := func(key string) error {
+	remember := func(ctx context.Context, key string) error {
 		data, err := l.contents.MarshalBinary()
 		if err != nil {
 			return err
@@ -200,11 +200,21 @@ func (cl *Client) learnLayer(ctx context.Context, l *layer, codec oci.Codec) (*o
 		return x.SetNote(ctx, noteLayer, key, data)
 	}
 	lazyKey, dataKey := "toc "+l.source.Digest, oci.DataKey(l.source.DiffID, opts.Codec)
-	if recall(lazyKey) || !recall(dataKey) && cl.readTOC(ctx, l) {
+	noted := recall(lazyKey)
+	if noted || !recall(dataKey) && cl.readTOC(ctx, l) {
 		lazy, err := oci.NewLazy(l.source, l.contents)
 		if err == nil {
 			l.lazy = lazy
-			return l.contents, remember(lazyKey)
+			if !noted {
+				// Nobody needs to wait for megabytes of it: the table is there to be
+				// read again, and says the same.
+				cl.cat.work.Go(func() {
+					if err := remember(cl.cat.ctx, lazyKey); err != nil && cl.cat.ctx.Err() == nil {
+						cl.log.Warn("what is known of a layer is not kept", "layer", l.source.Digest, "error", err)
+					}
+				})
+			}
+			return l.contents, nil
 		}
 		cl.log.Debug("a layer's table of contents is of no use", "layer", l.source.Digest, "error", err)
 		l.contents = nil
@@ -221,7 +231,7 @@ func (cl *Client) learnLayer(ctx context.Context, l *layer, codec oci.Codec) (*o
 			return err
 		}
 		l.contents = c
-		if err := remember(dataKey); err != nil {
+		if err := remember(ctx, dataKey); err != nil {
 			return err
 		}
 		return w.Commit(c.DataSize)
@@ -242,7 +252,7 @@ func (cl *Client) learnLayer(ctx context.Context, l *layer, codec oci.Codec) (*o
 		if l.contents, err = oci.Scan(ctx, l.source, opts, io.Discard); err != nil {
 			return nil, err
 		}
-		if err := remember(dataKey); err != nil {
+		if err := remember(ctx, dataKey); err != nil {
 			return nil, err
 		}
 	}

@@ -79,6 +79,7 @@ func NewLazy(layer Layer, c *Contents) (*Lazy, error) {
 		return nil, &LayerError{Layer: layer.Digest, Err: ErrNoTOC}
 	}
 	z := &Lazy{layer: layer, size: c.DataSize, held: map[int]*inflated{}}
+	z.chunks = make([]lazyChunk, 0, min(c.Entries, len(c.list)))
 	d := decoder{b: c.list}
 	var e entry
 	for d.entry(&e) {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,8 @@ import (
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/sregfs/sregfs/image/squash"
 )
@@ -272,31 +273,33 @@ type tocEntry struct {
 // decode reads the table to its end, one entry at a time: as a whole it would
 // take ten times its size.
 func (t *tocScanner) decode(ctx context.Context, r io.Reader) error {
-	d := json.NewDecoder(r)
-	if err := expectToken(d, json.Delim('{')); err != nil {
+	// Its digest is what it stands by; the text need not be held to more than
+	// that. Bytes that are not UTF-8 become U+FFFD, which entry refuses.
+	d := jsontext.NewDecoder(r, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	if err := expectToken(d, jsontext.BeginObject); err != nil {
 		return err
 	}
-	for d.More() {
-		key, err := d.Token()
+	for d.PeekKind() == '"' {
+		key, err := d.ReadToken()
 		if err != nil {
 			return corrupt("table of contents: %w", err)
 		}
-		if key != "entries" {
-			var version json.RawMessage
-			if err := d.Decode(&version); err != nil {
+		if name := key.String(); name != "entries" {
+			version, err := d.ReadValue()
+			if err != nil {
 				return corrupt("table of contents: %w", err)
 			}
-			if key == "version" && string(version) != "1" {
+			if name == "version" && string(version) != "1" {
 				return fmt.Errorf("%w: of version %.20s", ErrNoTOC, version)
 			}
 			continue
 		}
-		if err := expectToken(d, json.Delim('[')); err != nil {
+		if err := expectToken(d, jsontext.BeginArray); err != nil {
 			return err
 		}
-		for d.More() {
+		for d.PeekKind() == '{' {
 			var e tocEntry
-			if err := d.Decode(&e); err != nil {
+			if err := json.UnmarshalDecode(d, &e); err != nil {
 				return corrupt("table of contents: %w", err)
 			}
 			t.path = e.Name
@@ -307,25 +310,25 @@ func (t *tocScanner) decode(ctx context.Context, r io.Reader) error {
 				return context.Cause(ctx)
 			}
 		}
-		if err := expectToken(d, json.Delim(']')); err != nil {
+		if err := expectToken(d, jsontext.EndArray); err != nil {
 			return err
 		}
 		if err := t.flush(); err != nil {
 			return err
 		}
 	}
-	if err := expectToken(d, json.Delim('}')); err != nil {
+	if err := expectToken(d, jsontext.EndObject); err != nil {
 		return err
 	}
 	// Its digest covers everything.
-	if _, err := io.Copy(io.Discard, io.MultiReader(d.Buffered(), r)); err != nil {
+	if _, err := io.Copy(io.Discard, r); err != nil {
 		return corrupt("table of contents: %w", err)
 	}
 	return nil
 }
 
-func expectToken(d *json.Decoder, want json.Token) error {
-	if got, err := d.Token(); err != nil || got != want {
+func expectToken(d *jsontext.Decoder, want jsontext.Token) error {
+	if got, err := d.ReadToken(); err != nil || got.Kind() != want.Kind() {
 		return corrupt("table of contents: %v where %v belongs: %v", got, want, err)
 	}
 	return nil
