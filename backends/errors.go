@@ -92,6 +92,17 @@ func Hint(err error) string {
 	return ""
 }
 
+// Code is the code by which a service calls a kind of failure, if it can be one:
+// letters, and dots and underscores between them. It is "" for all else, which may
+// be a text that quotes the request and so a token, and is not to be shown.
+func Code(s string) string {
+	odd := func(c rune) bool { return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && c != '.' && c != '_' }
+	if len(s) > 64 || strings.ContainsFunc(s, odd) {
+		return ""
+	}
+	return s
+}
+
 // NotExist is the error for an image that the store says it does not have.
 func NotExist(op, client string, ref Ref) error {
 	return &Error{Op: op, Client: client, Ref: ref, Err: iofs.ErrNotExist}

@@ -94,13 +94,13 @@ func explain(c *call, err error) error {
 		case u == nil:
 			return backends.ErrAuth
 		case u.Tag == auth.AuthErrorMissingScope, u.Tag == auth.AuthErrorRouteAccessDenied:
-			return because(iofs.ErrPermission, u.Tag)
+			return because(iofs.ErrPermission, backends.Code(u.Tag))
 		default:
-			return because(backends.ErrAuth, u.Tag)
+			return because(backends.ErrAuth, backends.Code(u.Tag))
 		}
 	case errors.As(err, &forbidden):
 		if forbidden.AccessError != nil {
-			return because(iofs.ErrPermission, forbidden.AccessError.Tag)
+			return because(iofs.ErrPermission, backends.Code(forbidden.AccessError.Tag))
 		}
 		return iofs.ErrPermission
 	case errors.As(err, &limited):
@@ -113,7 +113,13 @@ func explain(c *call, err error) error {
 		return byStatus(other.StatusCode)
 	}
 	if tags := tagsOf(err); len(tags) > 0 {
-		return because(kindOf(tags), strings.Join(tags, "/"))
+		shown := make([]string, len(tags))
+		for i, tag := range tags {
+			if shown[i] = backends.Code(tag); shown[i] == "" {
+				shown[i] = "?"
+			}
+		}
+		return because(kindOf(tags), strings.Join(shown, "/"))
 	}
 	if c == nil || c.status < 300 {
 		return because(backends.ErrUnreachable, "what answered is not Dropbox")
@@ -140,7 +146,7 @@ func byStatus(status int) error {
 func missingScope(err error) string {
 	var u auth.AuthAPIError
 	if errors.As(err, &u) && u.AuthError != nil && u.AuthError.MissingScope != nil {
-		return u.AuthError.MissingScope.RequiredScope
+		return backends.Code(u.AuthError.MissingScope.RequiredScope)
 	}
 	return ""
 }

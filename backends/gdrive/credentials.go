@@ -15,7 +15,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -259,10 +258,6 @@ func (a *serviceAccount) refused(tok *oauth2.Token) {
 // maxSkew is how wrong a clock may be before it is taken to be wrong.
 const maxSkew = time.Minute
 
-// oauthCode is what a code of RFC 6749 may look like; anything else is not
-// shown.
-var oauthCode = regexp.MustCompile(`^[a-z_]{1,40}$`)
-
 // request asks for a token. Google takes no assertion from a clock that is more
 // than some minutes off, so that one which is refused is made once more by the
 // time that the refusal says it is.
@@ -307,7 +302,7 @@ func (a *serviceAccount) ask(ctx context.Context, now time.Time) (tok *oauth2.To
 	switch {
 	case resp.StatusCode == http.StatusOK && derr == nil && answer.Token != "":
 		return &oauth2.Token{AccessToken: answer.Token, TokenType: "Bearer", Expiry: time.Now().Add(time.Duration(answer.ExpiresIn) * time.Second)}, date, nil
-	case oauthCode.MatchString(answer.Error):
+	case backends.Code(answer.Error) != "":
 		return nil, date, &backends.Error{Op: "get a token", Err: fmt.Errorf("%w: Google refuses the service account: %s", backends.ErrAuth, answer.Error),
 			Hint: "look in the Google Cloud console whether its key is still valid"}
 	}

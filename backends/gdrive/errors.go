@@ -91,8 +91,8 @@ func explain(err error) error {
 	}
 	reason := reasonOf(err)
 	what := fmt.Sprintf("HTTP %d", e.Code)
-	if reason != "" {
-		what += " " + reason
+	if code := backends.Code(reason); code != "" {
+		what += " " + code
 	}
 	kind := reasons[reason]
 	switch {

@@ -294,8 +294,7 @@ func writePage(w io.Writer, text string) {
 }
 
 // failure turns what the token end point answered into a kind. Of its body only
-// the error's code and description (RFC 6749 section 5.2) are told: the rest
-// may hold a token.
+// the error's code (RFC 6749 section 5.2) is told: the rest may hold a token.
 func failure(ctx context.Context, op, client string, err error) error {
 	e := &backends.Error{Op: op, Client: client}
 	var answered *oauth2.RetrieveError
@@ -318,11 +317,8 @@ func failure(ctx context.Context, op, client string, err error) error {
 		status = answered.Response.StatusCode
 	}
 	text := fmt.Sprintf("HTTP %d", status)
-	if answered.ErrorCode != "" {
-		text += ", " + answered.ErrorCode
-	}
-	if answered.ErrorDescription != "" {
-		text += " (" + answered.ErrorDescription + ")"
+	if code := backends.Code(answered.ErrorCode); code != "" {
+		text += ", " + code
 	}
 	kind := backends.ErrAuth
 	switch {

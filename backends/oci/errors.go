@@ -7,7 +7,6 @@ import (
 	iofs "io/fs"
 	"net/http"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -77,9 +76,6 @@ func statusOf(err error) int {
 	return 0
 }
 
-// errorCode is what a code may look like; anything else is not shown.
-var errorCode = regexp.MustCompile(`^[A-Z_]{1,40}$`)
-
 // checkStatus makes an error of an answer whose status is not among ok, and
 // closes its body then.
 func checkStatus(resp *http.Response, ok ...int) error {
@@ -91,7 +87,7 @@ func checkStatus(resp *http.Response, ok ...int) error {
 	var e *transport.Error
 	if errors.As(transport.CheckError(resp), &e) {
 		for _, d := range e.Errors {
-			if c := string(d.Code); errorCode.MatchString(c) && !slices.Contains(r.codes, c) && len(r.codes) < 4 {
+			if c := backends.Code(string(d.Code)); c != "" && !slices.Contains(r.codes, c) && len(r.codes) < 4 {
 				r.codes = append(r.codes, c)
 			}
 		}

@@ -94,7 +94,7 @@ func (p platform) choose(index []byte) (string, error) {
 	}
 	best := slices.MinFunc(fit, func(a, b v1.Descriptor) int { return strings.Compare(variant(a), variant(b)) })
 	if !digestName.MatchString(best.Digest.String()) {
-		return "", fmt.Errorf("%w: an index with the digest %.100q", backends.ErrCorrupt, best.Digest)
+		return "", fmt.Errorf("%w: an index with a digest that is none", backends.ErrCorrupt)
 	}
 	return best.Digest.String(), nil
 }
