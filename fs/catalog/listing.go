@@ -79,6 +79,10 @@ func (s *listingState) ended(err error, unlisted bool) {
 		s.unlisted = unlisted
 		s.known = s.known || !unlisted
 		s.at = time.Now()
+		select {
+		case <-s.wake: // who asked for a listing meanwhile has one
+		default:
+		}
 	}
 	close(s.attempt)
 	s.attempt = make(chan struct{})
