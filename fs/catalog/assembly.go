@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -36,7 +37,8 @@ type assembly struct {
 	image  *oci.Image
 	layers []*layer
 
-	filling sync.Once
+	// filling is set while the file is written out, and after that has failed.
+	filling atomic.Bool
 }
 
 // layer is one layer of an assembly.
@@ -544,29 +546,30 @@ func (a *assembly) readAt(ctx context.Context, p []byte, off int64) (int, error)
 	return n, err
 }
 
-// complete writes the whole file into the cache in the background, once for
-// each assembly, so that the kernel can read it without this program. An image
-// with a lazy layer is left to what is read of it.
+// complete writes the whole file into the cache in the background, so that the
+// kernel can read it without this program; again when it was evicted, but not
+// when there was no way to do it. An image with a lazy layer is left to what is
+// read of it.
 func (a *assembly) complete(obj *cache.Object) {
-	if a.lazy() {
+	if a.lazy() || !a.filling.CompareAndSwap(false, true) {
 		return
 	}
-	a.filling.Do(func() {
-		cat := a.cl.cat
-		again, err := cat.opts.Cache.Object(cache.Spec{Key: a.cl.CacheKey(a.img), Size: obj.Size(), Fetcher: a, Exact: true})
-		if err != nil {
-			return // the reader's own handle serves
+	cat := a.cl.cat
+	again, err := cat.opts.Cache.Object(cache.Spec{Key: a.cl.CacheKey(a.img), Size: obj.Size(), Fetcher: a, Exact: true})
+	if err != nil {
+		return // the reader's own handle serves
+	}
+	cat.work.Go(func() {
+		defer again.Close()
+		err := a.fetchData(cat.ctx)
+		if err == nil {
+			err = again.Fill(cat.ctx)
 		}
-		cat.work.Go(func() {
-			defer again.Close()
-			err := a.fetchData(cat.ctx)
-			if err == nil {
-				err = again.Fill(cat.ctx)
-			}
-			if err != nil && cat.ctx.Err() == nil {
-				a.cl.log.Warn("a container image is not kept whole", "image", a.img.Ref.String(), "error", err)
-			}
-		})
+		if err == nil {
+			a.filling.Store(false)
+		} else if cat.ctx.Err() == nil {
+			a.cl.log.Warn("a container image is not kept whole", "image", a.img.Ref.String(), "error", err)
+		}
 	})
 }
 

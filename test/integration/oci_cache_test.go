@@ -292,3 +292,88 @@ func TestReadsWhileArriving(t *testing.T) {
 		t.Errorf("read while it arrived it has the sum %s%v, want %s", out.String(), err, sum)
 	}
 }
+
+// TestReadsAfterEviction: an image whose data had to make room for others is
+// open at once when it is wanted again, in the same mount and in the next, with
+// its size and its bytes: what is known of its layer is kept, and what comes by
+// of it is read while the rest still arrives.
+func TestReadsAfterEviction(t *testing.T) {
+	run := apptainer(t)
+	f := behind(t, startRegistry(t, registryOptions{}))
+	list := busyboxEntries(t)
+	for i := range 12 {
+		list = append(list, regular(fmt.Sprintf("data%02d", i), 0o644, randomText(byte(i), 1<<20)))
+	}
+	layer := layerOf(t, list...)
+	digest, err := layer.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.push("library/tool:1", imageOf(t, v1.Config{Cmd: []string{"/bin/echo", "hello"}}, layer))
+	const others = 4
+	for i := range 2 * others {
+		f.push(fmt.Sprint("library/other:", i), imageOf(t, v1.Config{Cmd: []string{"x"}},
+			layerOf(t, regular("noise", 0o644, randomText(byte(100+i), 14<<20)))))
+	}
+	// Room for one and a half of them, each twice: as a layer and as a file.
+	m := newMachine(t)
+	mount := func() *mounted {
+		return m.mount("--client=lab", "--registry=lab="+f.scheme+"://"+f.host, fmt.Sprint("--cache-size=", 44<<20))
+	}
+	const file = "lab/library/tool:1.simg"
+	d := mount()
+	sum := d.run("sha256sum < %s", file)
+	size := d.run("stat -c %%s %s", file)
+	for k, next := range []bool{false, true} {
+		t.Run(fmt.Sprint("next mount ", next), func(t *testing.T) {
+			d.t = t
+			for i := range others { // new to the kernel, too
+				d.run("cat lab/library/other:%d.simg > /dev/null", k*others+i)
+			}
+			d.eventually("its data to be gone", func() error {
+				if n := d.run("getfattr --only-values -n user.sregistry.cached %s", file); n != "0" {
+					return fmt.Errorf("%s bytes are here", n)
+				}
+				return nil
+			})
+			if next {
+				d.unmount()
+				d = mount()
+				d.t = t
+			}
+			gate, asked := make(chan struct{}), 0
+			open := sync.OnceFunc(func() { close(gate) })
+			defer open()
+			f.troubled(func(req *http.Request) *fault {
+				if !strings.HasSuffix(req.URL.Path, digest.String()) {
+					return nil
+				}
+				asked++
+				return &fault{at: 9 << 20, hold: gate}
+			})
+			d.run("dd if=%s iflag=nocache count=0 status=none", file) // the kernel has it, too
+			if got := d.run("stat -c %%s %s", file); got != size {
+				t.Errorf("it has %s bytes, had %s", got, size)
+			}
+			d.want("hello", "%s run --no-privs %s", run, file)
+			d.run("%s exec --no-privs %s cat /data03 > %s/data", run, file, d.home)
+			if got, err := os.ReadFile(filepath.Join(d.home, "data")); err != nil || string(got) != randomText(3, 1<<20) {
+				t.Errorf("a file in it has other bytes: %v", err)
+			}
+			open()
+			d.eventually("the whole file to be written out again", func() error {
+				if n := d.run("getfattr --only-values -n user.sregistry.cached %s", file); n != strings.TrimSpace(size) {
+					return fmt.Errorf("%s bytes are here", n)
+				}
+				return nil
+			})
+			if got := d.run("sha256sum < %s", file); got != sum {
+				t.Errorf("it reads as %s, want %s", got, sum)
+			}
+			f.troubled(nil) // waits for its last call
+			if asked != 1 {
+				t.Errorf("its layer was fetched %d times", asked)
+			}
+		})
+	}
+}
