@@ -297,6 +297,13 @@ func unescape(s string) string {
 	return b.String()
 }
 
+// cutMark stands in a name before the hash of what was cut.
+const cutMark = "%~"
+
+// IsCut reports whether a path of the tree may have a name in it that was too long
+// and was cut, so that no Parse function leads back to it.
+func IsCut(path string) bool { return strings.Contains(path, cutMark) }
+
 // shorten cuts s so that with an extension of ext bytes it is no longer than
 // MaxName; what was cut is replaced by a hash of the whole.
 func shorten(s string, ext int) string {
@@ -304,6 +311,6 @@ func shorten(s string, ext int) string {
 		return s
 	}
 	sum := sha256.Sum256([]byte(s))
-	mark := "%~" + hex.EncodeToString(sum[:8])
+	mark := cutMark + hex.EncodeToString(sum[:8])
 	return s[:MaxName-ext-len(mark)] + mark
 }

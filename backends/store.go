@@ -171,6 +171,15 @@ type Collector interface {
 	RemoveCollection(ctx context.Context, name string) error
 }
 
+// CollectionFinder is a store that can be asked for one collection.
+type CollectionFinder interface {
+	// FindCollection returns the name by which List tells of the collection: it
+	// may differ in case where the store ignores that. It fails with
+	// fs.ErrNotExist when the store says that there is none, and with
+	// errors.ErrUnsupported when only a listing could tell.
+	FindCollection(ctx context.Context, name string) (string, error)
+}
+
 // Sharer is a store that lets others read an image.
 type Sharer interface {
 	// Share gives the person with that e-mail address access, or with an empty

@@ -357,6 +357,10 @@ func (s makesAgain) MakeCollection(ctx context.Context, name string) error {
 	return nil
 }
 
+type findsAny struct{ *MemoryStore }
+
+func (s findsAny) FindCollection(_ context.Context, name string) (string, error) { return name, nil }
+
 type sharesAnew struct{ *MemoryStore }
 
 func (s sharesAnew) Share(ctx context.Context, img backends.Image, email string) (backends.Share, error) {
@@ -470,6 +474,7 @@ func TestWrongStoresFail(t *testing.T) {
 		{"copies instead of renaming", renameCopies{Memory()}, "Rename/Tag"},
 		{"removes a full collection", removesAll{Memory()}, "Collections/RemoveNotEmpty"},
 		{"makes a collection again", makesAgain{Memory()}, "Collections/Make"},
+		{"finds any collection", findsAny{Memory()}, "Collections/Find"},
 		{"shares anew each time", sharesAnew{Memory()}, "Share/Link"},
 		{"has the oldest version first", oldestFirst{Memory()}, "Versions/Old"},
 		{"does not tell of removals", feeds{Memory(), func(c backends.Change) bool { return !c.Deleted }}, "Watch/Remove"},

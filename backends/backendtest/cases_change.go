@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	iofs "io/fs"
+	"strings"
 
 	"github.com/sregfs/sregfs/backends"
 )
@@ -84,6 +85,29 @@ var changeCases = []testCase{
 		e.push(ref("c", "i", "x"), []byte("x"))
 		e.wantErr(capability[backends.Collector](e).MakeCollection(e.ctx, "c"), iofs.ErrExist, "MakeCollection of one that holds an image")
 		e.wantOne(ref("c", "i", "x"))
+	}},
+	{"Collections/Find", func(o Opts) bool { return o.HasCollections && o.FindsCollections }, func(e *env) {
+		f := capability[backends.CollectionFinder](e)
+		e.must(capability[backends.Collector](e).MakeCollection(e.ctx, "two Words"), "MakeCollection")
+		e.push(ref("Full", "i", "x"), []byte("x"))
+		e.push(ref("one/Two", "i", "x"), []byte("x"))
+		for _, name := range []string{"two Words", "Full", "one/Two"} {
+			if got, err := f.FindCollection(e.ctx, name); err != nil || got != name {
+				e.Errorf("FindCollection(%q) = %q, %v", name, got, err)
+			}
+			asked := strings.ToUpper(name)
+			switch got, err := f.FindCollection(e.ctx, asked); {
+			case e.opts.FoldsCase && (err != nil || got != name):
+				e.Errorf("FindCollection(%q) = %q, %v; want %q", asked, got, err, name)
+			case !e.opts.FoldsCase && !errors.Is(err, iofs.ErrNotExist) && !errors.Is(err, errors.ErrUnsupported):
+				e.Errorf("FindCollection(%q) = %q, %v; want none", asked, got, err)
+			}
+		}
+		for _, name := range []string{"nobody", "Full/i:x.simg", "Full/nobody", "..", ""} {
+			if got, err := f.FindCollection(e.ctx, name); !errors.Is(err, iofs.ErrNotExist) && !errors.Is(err, errors.ErrUnsupported) {
+				e.Errorf("FindCollection(%q) = %q, %v; want none", name, got, err)
+			}
+		}
 	}},
 	{"Collections/Remove", canCollect, func(e *env) {
 		c := capability[backends.Collector](e)

@@ -30,6 +30,7 @@ var basicCases = []testCase{
 		check("Remover", e.opts.HasRemove, has[backends.Remover](e))
 		check("Renamer", e.opts.HasRename, has[backends.Renamer](e))
 		check("Collector", e.opts.HasCollections, has[backends.Collector](e))
+		check("CollectionFinder", e.opts.FindsCollections, has[backends.CollectionFinder](e))
 		check("Sharer", e.opts.HasShare, has[backends.Sharer](e))
 		check("Searcher", e.opts.HasSearch, has[backends.Searcher](e))
 		check("Finder", e.opts.HasFind, has[backends.Finder](e))

@@ -80,6 +80,8 @@ var (
 	_ backends.Usager     = (*MemoryStore)(nil)
 	_ backends.Accounter  = (*MemoryStore)(nil)
 	_ backends.CaseFolder = (*MemoryStore)(nil)
+
+	_ backends.CollectionFinder = (*MemoryStore)(nil)
 )
 
 // Memory returns an empty store in memory, with parts of 64 KiB of which four
@@ -315,6 +317,19 @@ func (m *MemoryStore) MakeCollection(ctx context.Context, name string) error {
 	}
 	m.makeParents(name)
 	return nil
+}
+
+// FindCollection finds a collection.
+func (m *MemoryStore) FindCollection(ctx context.Context, name string) (string, error) {
+	if err := m.begin(ctx, "look up", backends.Ref{Collection: name}); err != nil {
+		return "", err
+	}
+	defer m.mu.Unlock()
+	actual, ok := m.collections[m.collectionKey(name)]
+	if !ok {
+		return "", m.fail("look up collection "+name, backends.Ref{}, iofs.ErrNotExist)
+	}
+	return actual, nil
 }
 
 // RemoveCollection deletes an empty collection.

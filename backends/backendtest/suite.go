@@ -22,17 +22,18 @@ import (
 // more than that, so that no capability is lost unseen.
 type Opts struct {
 	// The optional interfaces that the store fulfils.
-	HasPush        bool // backends.Pusher
-	HasRemove      bool // backends.Remover
-	HasRename      bool // backends.Renamer
-	HasCollections bool // backends.Collector
-	HasShare       bool // backends.Sharer
-	HasSearch      bool // backends.Searcher
-	HasFind        bool // backends.Finder
-	HasVersions    bool // backends.Versioner
-	HasWatch       bool // backends.Watcher
-	HasUsage       bool // backends.Usager
-	HasAccount     bool // backends.Accounter
+	HasPush          bool // backends.Pusher
+	HasRemove        bool // backends.Remover
+	HasRename        bool // backends.Renamer
+	HasCollections   bool // backends.Collector
+	FindsCollections bool // backends.CollectionFinder
+	HasShare         bool // backends.Sharer
+	HasSearch        bool // backends.Searcher
+	HasFind          bool // backends.Finder
+	HasVersions      bool // backends.Versioner
+	HasWatch         bool // backends.Watcher
+	HasUsage         bool // backends.Usager
+	HasAccount       bool // backends.Accounter
 
 	// HasIDs: Image.ID is set, unique, and survives a rename.
 	HasIDs bool

@@ -10,7 +10,7 @@ import (
 // everything is what MemoryStore can do.
 var everything = Opts{
 	HasPush: true, HasRemove: true, HasRename: true, HasCollections: true, HasShare: true, HasSearch: true,
-	HasFind: true, HasVersions: true, HasWatch: true, HasUsage: true, HasAccount: true,
+	HasFind: true, HasVersions: true, HasWatch: true, HasUsage: true, HasAccount: true, FindsCollections: true,
 	HasIDs: true, HasParts: true, HasResume: true, HasShareEmail: true, ChecksReplaces: true, ChecksContent: true,
 	PageSize: 10, Settle: 5 * time.Second,
 }

@@ -206,6 +206,10 @@ func (w *wrapped) MakeCollection(ctx context.Context, name string) error {
 	return err
 }
 
+func (w *wrapped) FindCollection(ctx context.Context, name string) (string, error) {
+	return with(ctx, w, "FindCollection", backends.Ref{Collection: name}, func(f backends.CollectionFinder) (string, error) { return f.FindCollection(ctx, name) })
+}
+
 func (w *wrapped) RemoveCollection(ctx context.Context, name string) error {
 	_, err := with(ctx, w, "RemoveCollection", backends.Ref{Collection: name}, func(c backends.Collector) (struct{}, error) { return none(c.RemoveCollection(ctx, name)) })
 	return err

@@ -94,6 +94,8 @@ var (
 	_ backends.CaseFolder = (*Store)(nil)
 	_ backends.Placer     = (*Store)(nil)
 	_ backends.Preparer   = (*Store)(nil)
+
+	_ backends.CollectionFinder = (*Store)(nil)
 )
 
 // Open makes the store from a token in TokenSetting or, without one, from what

@@ -59,7 +59,7 @@ func TestConformance(t *testing.T) {
 		return store
 	}, backendtest.Opts{
 		HasPush: true, HasRemove: true, HasRename: true, HasCollections: true, HasShare: true, HasSearch: true,
-		HasFind: true, HasVersions: true, HasWatch: true, HasUsage: true, HasAccount: true,
+		HasFind: true, HasVersions: true, HasWatch: true, HasUsage: true, HasAccount: true, FindsCollections: true,
 		HasIDs: true, HasParts: true, HasResume: true, ChecksReplaces: true, FoldsCase: true,
 		PageSize: page,
 		Reopen: func(t *testing.T, s backends.Store) backends.Store {

@@ -183,6 +183,30 @@ func (s *Store) MakeCollection(ctx context.Context, name string) error {
 	return s.collectionError(ctx, op, name, c, err)
 }
 
+// FindCollection asks for a folder.
+func (s *Store) FindCollection(ctx context.Context, name string) (string, error) {
+	const op = "look up collection"
+	p := folderPath(name)
+	if name == "" || !valid(p) {
+		return "", s.collectionError(ctx, op, name, nil, iofs.ErrNotExist)
+	}
+	cctx, c := newCall(ctx)
+	res, err := s.files.GetMetadataContext(cctx, files.NewGetMetadataArg(p))
+	if err != nil {
+		return "", s.collectionError(ctx, op, name, c, err)
+	}
+	f, ok := res.(*files.FolderMetadata)
+	if !ok {
+		return "", s.collectionError(ctx, op, name, nil, iofs.ErrNotExist)
+	}
+	s.spelling.learn(f)
+	spelled, err := s.spell(ctx, f.PathLower, f.PathDisplay, name)
+	if err != nil {
+		return "", s.collectionError(ctx, op, name, nil, explain(nil, err))
+	}
+	return spelled, nil
+}
+
 // RemoveCollection deletes an empty folder. Dropbox deletes folders with all
 // that is in them, so the folder is taken aside first: what somebody puts into
 // it at the last moment is then seen, and the folder put back.

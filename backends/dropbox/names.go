@@ -222,7 +222,11 @@ func parent(p string) string {
 // spells it: where path_display agrees, and does not look like path_lower, it is
 // taken to be right.
 func (s *Store) collection(ctx context.Context, m *files.FileMetadata, asked string) (string, error) {
-	lower, display := parent(m.PathLower), parent(m.PathDisplay)
+	return s.spell(ctx, parent(m.PathLower), parent(m.PathDisplay), asked)
+}
+
+// spell is collection for the path of a folder.
+func (s *Store) spell(ctx context.Context, lower, display, asked string) (string, error) {
 	for {
 		spelled, unknown := s.spelling.folder(lower, display)
 		if unknown == "" || spelled == asked && asked != fold(asked) {

@@ -2,6 +2,7 @@ package gdrive
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	iofs "io/fs"
 	"strings"
@@ -102,23 +103,48 @@ func (s *Store) MakeCollection(ctx context.Context, name string) error {
 	if err != nil {
 		return fail(err)
 	}
-	q := fmt.Sprintf("%s in parents and trashed = false and (name = %s and %s", quote(root), quote(name), hasProperty(propType, typeCollection))
-	if fits(propCollection, name) {
-		q += " or " + hasProperty(propCollection, name) + " and " + hasProperty(propType, typeContainer)
-	}
-	err = s.list(ctx, q+")", "", func(f *drive.File) error {
-		if f.MimeType == folderMIME && f.Name == name || s.isImage(f) && refOf(f, "").Collection == name {
-			return iofs.ErrExist
-		}
-		return nil
-	})
-	if err == nil {
+	if err = s.noCollection(ctx, root, name); err == nil {
 		_, err = s.makeFolder(ctx, &drive.File{Name: name, Parents: []string{root}, Properties: map[string]string{propType: typeCollection}})
 	}
 	if err != nil {
 		return fail(err)
 	}
 	return nil
+}
+
+// noCollection fails with fs.ErrExist where the root folder has a collection's own
+// folder, or an image whose properties name the collection. Images may be of it
+// without either.
+func (s *Store) noCollection(ctx context.Context, root, name string) error {
+	q := fmt.Sprintf("%s in parents and trashed = false and (name = %s and %s", quote(root), quote(name), hasProperty(propType, typeCollection))
+	if fits(propCollection, name) {
+		q += " or " + hasProperty(propCollection, name) + " and " + hasProperty(propType, typeContainer)
+	}
+	return s.list(ctx, q+")", "", func(f *drive.File) error {
+		if f.MimeType == folderMIME && f.Name == name || s.isImage(f) && refOf(f, "").Collection == name {
+			return iofs.ErrExist
+		}
+		return nil
+	})
+}
+
+// FindCollection finds what one request can find: a collection whose folder or
+// images lie in the root folder and say so.
+func (s *Store) FindCollection(ctx context.Context, name string) (string, error) {
+	fail := func(err error) error {
+		return s.fail(ctx, "look up the collection", backends.Ref{}, fmt.Errorf("%q: %w", name, err))
+	}
+	root, err := s.recentRoot(ctx)
+	if err == nil {
+		err = s.noCollection(ctx, root, name)
+	}
+	switch {
+	case errors.Is(err, iofs.ErrExist):
+		return name, nil
+	case err == nil:
+		err = errors.ErrUnsupported
+	}
+	return "", fail(err)
 }
 
 func validCollection(name string) bool {

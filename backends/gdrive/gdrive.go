@@ -134,6 +134,8 @@ var (
 	_ backends.Accounter = (*Store)(nil)
 	_ backends.Placer    = (*Store)(nil)
 	_ backends.Preparer  = (*Store)(nil)
+
+	_ backends.CollectionFinder = (*Store)(nil)
 )
 
 // Open makes the store from the file that CredentialsSetting names and, for an

@@ -214,7 +214,7 @@ func (a *account) on(method string, n, m int, f gdrivetest.Fault) {
 
 var conformance = backendtest.Opts{
 	HasPush: true, HasRemove: true, HasRename: true, HasCollections: true, HasShare: true, HasSearch: true,
-	HasFind: true, HasVersions: true, HasWatch: true, HasUsage: true, HasAccount: true,
+	HasFind: true, HasVersions: true, HasWatch: true, HasUsage: true, HasAccount: true, FindsCollections: true,
 	HasIDs: true, HasParts: true, HasResume: true, HasShareEmail: true, ChecksReplaces: true, ChecksContent: true,
 	PageSize: 10,
 }

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -224,6 +225,41 @@ func TestUnreachableIsNotAbsent(t *testing.T) {
 	}
 	if n != 1 {
 		t.Errorf("offline the collection lists %d images, want 1", n)
+	}
+}
+
+// TestFirstListing: while the first listing is under way, a name is asked for
+// singly, a collection's as well as an image's, and need not wait for it.
+func TestFirstListing(t *testing.T) {
+	m := backendtest.Memory()
+	m.FoldCase = true
+	m.Put(red, squash(t, 1, 1000), nil)
+	slow := backendtest.Wrap(m, func(ctx context.Context, call backendtest.Call) error {
+		if call.Op == "List" {
+			<-ctx.Done()
+		}
+		return ctx.Err()
+	})
+	counted, counter := backendtest.Counting(slow)
+	c := open(t, t.TempDir(), map[string]backends.Store{"mem": counted})
+	c.Start()
+	cl := c.Client("mem")
+	for _, dir := range []string{"PUSHEEN", "pusheen"} {
+		if actual, ok, err := cl.Directory(t.Context(), dir); actual != "pusheen" || !ok || err != nil {
+			t.Errorf("Directory(%q) = %q, %v, %v", dir, actual, ok, err)
+		}
+	}
+	if n := counter.Count("FindCollection"); n != 1 {
+		t.Errorf("the store was asked for one collection %d times", n)
+	}
+	if actual, ok, err := cl.Directory(t.Context(), "nobody"); ok || err != nil {
+		t.Errorf("Directory of none = %q, %v", actual, err)
+	}
+	if img, err := cl.Find(t.Context(), red); err != nil || img.Ref != red {
+		t.Errorf("Find = %+v, %v", img, err)
+	}
+	if l := cl.Listing(); l.Known {
+		t.Errorf("the listing is known: %+v", l)
 	}
 }
 

@@ -275,6 +275,21 @@ func (cl *Client) Directory(ctx context.Context, dir string) (actual string, ok 
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, moment, errMoment)
 	defer cancel()
+	if f, can := backends.As[backends.CollectionFinder](cl.Store); can && !cl.state.isKnown() && !backends.IsCut(dir) {
+		// The first listing may take minutes, and this is one request.
+		name, err := f.FindCollection(ctx, backends.ParseCollection(dir))
+		switch {
+		case err == nil:
+			if err := cl.cat.opts.Index.PutCollection(cl.cat.ctx, cl.Name, name); err != nil && cl.cat.ctx.Err() == nil {
+				cl.log.Warn("cannot note a collection in the index", "collection", name, "error", err)
+			}
+			return backends.CollectionPath(name), true, nil
+		case isNotExist(err):
+			return "", false, nil
+		case !errors.Is(err, errors.ErrUnsupported):
+			return "", false, err
+		}
+	}
 	if err := cl.Listed(ctx); err != nil {
 		return "", false, err
 	}

@@ -115,6 +115,7 @@ func (x *trouble) meddle(w http.ResponseWriter, r *http.Request, next http.Handl
 	case x.drop:
 		panic(http.ErrAbortHandler)
 	case x.silent:
+		_, _ = io.Copy(io.Discard, r.Body) // before that, nobody looks whether the client is still there
 		<-r.Context().Done()
 		panic(http.ErrAbortHandler)
 	case x.lost:

@@ -64,6 +64,34 @@ func TestNeverListed(t *testing.T) {
 	d.run("df . dropbox")
 }
 
+// TestFirstListing: an image can be used by its name while the account is being
+// listed for the first time, however long that takes.
+func TestFirstListing(t *testing.T) {
+	s := dropboxService(t)
+	image, other := smallImage(t, 1), smallImage(t, 2)
+	s.put(t, "Pusheen/nested/a:1", image)
+	p := s.through(t, nil)
+	p.troubled(func(r *http.Request) *trouble {
+		if strings.HasSuffix(r.URL.Path, "/list_folder") {
+			return &trouble{silent: true}
+		}
+		return nil
+	})
+	d := newMachine(t, s.env...).mount("--client=dropbox")
+	d.run("cmp %s dropbox/pusheen/nested/a:1.simg; cp %s dropbox/Pusheen/new:1.simg; mkdir dropbox/made", image, other)
+	s.mustHold(t, "Pusheen/new:1", other)
+	d.fails("No such file", "stat dropbox/nobody")
+	d.fails("No such file", "stat dropbox/Pusheen/nested/nobody:1.simg")
+	p.troubled(nil)
+	p.CloseClientConnections()
+	d.eventually("the listing", func() error {
+		if out, _, err := d.try("ls dropbox dropbox/Pusheen"); err != nil || out != "dropbox:\nPusheen\nmade\n\ndropbox/Pusheen:\nnested\nnew:1.simg\n" {
+			return fmt.Errorf("%q, %v", out, err)
+		}
+		return nil
+	})
+}
+
 // TestHostileNames: whatever a remote calls its images, they are listed, they
 // can be read, and they lead nowhere else.
 func TestHostileNames(t *testing.T) {
