@@ -146,6 +146,16 @@ func TestTreeEquals(t *testing.T) {
 	theirs, ours := filepath.Join(t.TempDir(), "theirs.sif"), filepath.Join(t.TempDir(), "ours.sif")
 	shell(t, env, "%s pull %s %s docker://%s/library/hard:1", run, r.apptainerFlags(), theirs, r.host)
 	d.run("cp lab/library/hard:1.simg %s", ours)
+	sameTree(t, run, theirs, ours, 40)
+	// What was first built by reading is what a second machine builds.
+	again := filepath.Join(t.TempDir(), "again.sif")
+	r.mount(t).run("cat lab/library/hard:1.simg > %s && cmp %s %s", again, ours, again)
+}
+
+// sameTree compares the trees in two images entry by entry, of which there must
+// be some number.
+func sameTree(t *testing.T, run, theirs, ours string, least int) {
+	t.Helper()
 	a, b := listTree(t, run, theirs), listTree(t, run, ours)
 	for path := range b {
 		if _, ok := a[path]; !ok {
@@ -165,12 +175,43 @@ func TestTreeEquals(t *testing.T) {
 			t.Errorf("%s\n  Apptainer: %s\n  sregfs:    %s", path, a[path], b[path])
 		}
 	}
-	if len(paths) < 40 {
+	if len(paths) < least {
 		t.Errorf("only %d entries were compared", len(paths))
 	}
-	// What was first built by reading is what a second machine builds.
-	again := filepath.Join(t.TempDir(), "again.sif")
-	r.mount(t).run("cat lab/library/hard:1.simg > %s && cmp %s %s", again, ours, again)
+}
+
+// TestManyLayers: an image of some hundred layers is what Apptainer makes of it.
+// One of more than anybody makes is refused, with a reason.
+func TestManyLayers(t *testing.T) {
+	run := apptainer(t)
+	r := startRegistry(t, registryOptions{})
+	const many, tooMany = 300, 1001
+	layers := []v1.Layer{busybox(t)}
+	for i := range many - 1 {
+		list := []entry{folder("srv/", 0o755), regular(fmt.Sprintf("srv/%03d", i), 0o644, fmt.Sprint("file ", i)), regular("srv/last", 0o644, fmt.Sprint(i))}
+		if i%3 == 2 {
+			list = append(list, regular(fmt.Sprintf("srv/.wh.%03d", i-1), 0, ""))
+		}
+		layers = append(layers, layerOf(t, list...))
+	}
+	r.push("library/many:1", imageOf(t, v1.Config{Cmd: []string{"/bin/cat", "/srv/last"}}, layers...))
+	same := make([]v1.Layer, tooMany)
+	for i := range same {
+		same[i] = layers[1]
+	}
+	r.push("library/toomany:1", imageOf(t, v1.Config{Cmd: []string{"x"}}, same...))
+	d := r.mount(t)
+	d.want(fmt.Sprint(many-2), "%s run --no-privs lab/library/many:1.simg", run)
+	theirs, ours := filepath.Join(t.TempDir(), "theirs.sif"), filepath.Join(t.TempDir(), "ours.sif")
+	shell(t, []string{"APPTAINER_CACHEDIR=" + t.TempDir()}, "%s pull %s %s docker://%s/library/many:1", run, r.apptainerFlags(), theirs, r.host)
+	d.run("cp lab/library/many:1.simg %s", ours)
+	sameTree(t, run, theirs, ours, 200)
+
+	d.fails("not supported", "cat lab/library/toomany:1.simg")
+	if out := d.run("%s status", program); !strings.Contains(out, "lab/library/toomany:1.simg") || !strings.Contains(out, "it has 1001 layers, 1000 are the most") {
+		t.Errorf("status does not say what is wrong:\n%s", out)
+	}
+	d.run("ls lab/library/ && cat lab/library/many:1.simg > /dev/null") // and goes on
 }
 
 // ignoredInTrees are what the builders write each in its own way, the mount
