@@ -3,6 +3,7 @@ package catalog
 import (
 	"os"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sregfs/sregfs/backends"
@@ -65,30 +66,32 @@ func TestTablesComeWithTheFirstByte(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, counter := backendtest.Counting(backendtest.Memory())
-	cat := open(t, t.TempDir(), map[string]backends.Store{"mem": store})
-	cl := cat.Client("mem")
-	img := uncached(t, cat, data)
-	c := touch(t, cl, img, 0)
-	defer c.Close()
-	eventually(t, "the end of the tables", func() bool {
-		calls := counter.Calls("OpenRange")
+	synctest.Test(t, func(t *testing.T) {
+		store, counter := backendtest.Counting(backendtest.Memory())
+		cat := open(t, t.TempDir(), map[string]backends.Store{"mem": store})
+		cl := cat.Client("mem")
+		img := uncached(t, cat, data)
+		c := touch(t, cl, img, 0)
+		defer c.Close()
+		synctest.Wait() // until all that was asked for ahead is here
 		last := int64(0)
-		for _, call := range calls {
+		for _, call := range counter.Calls("OpenRange") {
 			last = max(last, call.Off+call.N)
 		}
-		return last == int64(len(data))
+		if last != int64(len(data)) {
+			t.Errorf("it was asked for up to %d of %d", last, len(data))
+		}
+		before := asked(counter)
+		c2 := touch(t, cl, img, int64(len(data))-1)
+		defer c2.Close()
+		synctest.Wait()
+		if more := asked(counter) - before; more != 0 {
+			t.Errorf("a read of the tables' end asked for %d bytes", more)
+		}
+		if all := asked(counter); all > 1<<20 {
+			t.Errorf("the first byte of an image of %d brought %d", len(data), all)
+		}
 	})
-	cat.work.Wait()
-	before := asked(counter)
-	c2 := touch(t, cl, img, int64(len(data))-1)
-	defer c2.Close()
-	if more := asked(counter) - before; more != 0 {
-		t.Errorf("a read of the tables' end asked for %d bytes", more)
-	}
-	if all := asked(counter); all > 1<<20 {
-		t.Errorf("the first byte of an image of %d brought %d", len(data), all)
-	}
 }
 
 // What a start reads through several handles comes by itself at the next one,
