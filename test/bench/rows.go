@@ -573,15 +573,24 @@ var millionRow = row{
 			{name: toList, before: start, after: after, work: func(context.Context, *sample) error {
 				return listed(filepath.Join(m.dir, "dropbox/collection700"), 1000)
 			}},
+			{name: toFind, before: start, after: after, work: func(ctx context.Context, _ *sample) error {
+				return command(ctx, nil, "sh", "-c", `n=$(find "$0" -name '*.simg' | wc -l); test "$n" = "$1" || { echo "find finds $n images"; exit 1; }`,
+					m.dir, fmt.Sprint(many+elsewhere))
+			}},
+			{name: toListAll, before: start, after: after, work: func(ctx context.Context, _ *sample) error {
+				return listAll(ctx, m.dir, many+elsewhere)
+			}},
 		}, nil
 	},
 }
 
 // What is done with a million images.
 const (
-	toMount  = "sregfs, mount to ready"
-	toLookUp = "sregfs, look-up of one name"
-	toList   = "sregfs, ls of 1,000"
+	toMount   = "sregfs, mount to ready"
+	toLookUp  = "sregfs, look-up of one name"
+	toList    = "sregfs, ls of 1,000"
+	toFind    = "sregfs, find"
+	toListAll = "sregfs, ls -lR"
 )
 
 // listed reads a directory's names, and checks how many there are.
