@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,6 +54,23 @@ func inTree(rel string) (client string, ref backends.Ref, ok bool) {
 	return client, ref, below && isImage
 }
 
+// joinMount takes in the registries that the running mount was given, so that
+// commands know its clients. What the command itself was given goes before.
+func (e *environment) joinMount(ctx context.Context) {
+	d, err := control.Dial(ctx, e.cacheDir())
+	if err != nil {
+		return
+	}
+	st, err := d.Status(ctx)
+	if err != nil {
+		return
+	}
+	known := map[string]string{}
+	maps.Copy(known, st.Registries)
+	maps.Copy(known, e.Registry)
+	e.Registry = known
+}
+
 // target is what a user named an image by, a path in a mount or a URI. The client
 // of a URI that names none is SREGISTRY_CLIENT or "".
 func (e *environment) target(arg string) (client string, ref backends.Ref, err error) {
@@ -85,6 +103,7 @@ func (e *environment) target(arg string) (client string, ref backends.Ref, err e
 
 // resolve finds the image that a user named, without a daemon.
 func (e *environment) resolve(ctx context.Context, arg string) (*catalog.Client, backends.Image, closer, error) {
+	e.joinMount(ctx)
 	client, ref, err := e.target(arg)
 	if err != nil {
 		return nil, backends.Image{}, nil, err
@@ -237,6 +256,7 @@ func (c *rmiCmd) Run(ctx context.Context, e *environment) error { return e.forge
 // forget asks the daemon, which holds the cache, or does it itself where none
 // runs.
 func (e *environment) forget(ctx context.Context, arg string, bytes bool) error {
+	e.joinMount(ctx)
 	client, ref, err := e.target(arg)
 	if err != nil {
 		return err
@@ -257,6 +277,7 @@ type clientsCmd struct{}
 
 // Run lists the clients: those that are set up, and what the others lack.
 func (c *clientsCmd) Run(ctx context.Context, e *environment) error {
+	e.joinMount(ctx)
 	list, err := e.openEach(ctx)
 	if err != nil {
 		return err

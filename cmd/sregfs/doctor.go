@@ -31,6 +31,7 @@ type finding struct {
 // Run looks at everything that is known to stand in the way, says what to do
 // about it, and fails if anything does.
 func (c *doctorCmd) Run(ctx context.Context, e *environment) error {
+	e.joinMount(ctx)
 	list := []finding{
 		checkDevice(), checkFusermount(), checkOthers(), checkPassthrough(e), checkRuntime(), checkCacheDisk(e), checkDatabase(ctx, e),
 	}

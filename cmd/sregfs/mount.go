@@ -97,11 +97,16 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 	raiseReadAhead(c.Dir)
 	srv := &control.Server{Catalog: cat, About: control.Status{
 		Version: version, Mount: c.Dir, Since: time.Now(), ReadOnly: c.ReadOnly,
-		Cache: &control.CacheStatus{Dir: e.cacheDir()},
+		Cache: &control.CacheStatus{Dir: e.cacheDir()}, Registries: map[string]string{},
 	}, Opens: func() (o control.Opens) {
 		o.Kernel, o.Daemon = tree.Opens()
 		return o
 	}}
+	for name, address := range e.Registry {
+		if cat.Client(name) != nil { // else its address is none, and may hold anything
+			srv.About.Registries[name] = address
+		}
+	}
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
 	// Whoever sees that the mount is ready may ask it.

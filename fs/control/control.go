@@ -27,16 +27,19 @@ const socketName = "control.sock"
 
 // Status is what a daemon says of itself.
 type Status struct {
-	PID      int               `json:"pid"`
-	Version  string            `json:"version"`
-	Mount    string            `json:"mount"`
-	Since    time.Time         `json:"since"`
-	ReadOnly bool              `json:"read_only"`
-	Clients  []ClientStatus    `json:"clients"`
-	Cache    *CacheStatus      `json:"cache,omitempty"`
-	Held     []catalog.Held    `json:"held"`
-	Failures []catalog.Failure `json:"failures"`
-	Opens    Opens             `json:"opens"`
+	PID      int            `json:"pid"`
+	Version  string         `json:"version"`
+	Mount    string         `json:"mount"`
+	Since    time.Time      `json:"since"`
+	ReadOnly bool           `json:"read_only"`
+	Clients  []ClientStatus `json:"clients"`
+	// Registries are the addresses of those that the mount was given, by their
+	// clients' names.
+	Registries map[string]string `json:"registries,omitempty"`
+	Cache      *CacheStatus      `json:"cache,omitempty"`
+	Held       []catalog.Held    `json:"held"`
+	Failures   []catalog.Failure `json:"failures"`
+	Opens      Opens             `json:"opens"`
 }
 
 // Opens counts opens of images since the mount was made, by who serves their

@@ -77,6 +77,27 @@ func TestRegistryRefuses(t *testing.T) {
 	with.run("cat lab/library/secret:1.simg > /dev/null")
 }
 
+// TestRegistryOfTheMount: commands know a registry that only the mount was given.
+func TestRegistryOfTheMount(t *testing.T) {
+	r := startRegistry(t, registryOptions{})
+	r.push("library/tool:1", imageOf(t, v1.Config{Cmd: []string{"/bin/true"}}, layerOf(t, regular("file", 0o644, "text"))))
+	d := r.mount(t)
+	d.want(filepath.Join(d.dir, "lab/library/tool:1.simg"), "%s get lab://library/tool:1", program)
+	if out := d.run("%s clients", program); !strings.Contains(out, "\nlab ") {
+		t.Errorf("clients does not tell of it:\n%s", out)
+	}
+	d.run("cat lab/library/tool:1.simg > /dev/null && %s rmi lab://library/tool:1", program)
+	// A command's own word goes before, and without the mount nothing is known.
+	other := startRegistry(t, registryOptions{})
+	if out, errOut, err := d.try("%s get --registry=lab=http://%s lab://library/tool:1", program, other.host); err == nil {
+		t.Errorf("it was found in a registry that lacks it: %s%s", out, errOut)
+	}
+	d.unmount()
+	if out, _, err := d.try("cd / && %s get lab://library/tool:1", program); err == nil {
+		t.Errorf("without a mount: %s", out)
+	}
+}
+
 // TestORAS: images go to and fro between sregfs and Apptainer.
 func TestORAS(t *testing.T) {
 	run := apptainer(t)
