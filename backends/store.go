@@ -350,6 +350,13 @@ type Preparer interface {
 	Prepare()
 }
 
+// Namer is a store that cannot keep every name that an image may have.
+type Namer interface {
+	// CheckName fails with ErrInvalidName for a name that no image can be given
+	// in this store. It asks nobody.
+	CheckName(ref Ref) error
+}
+
 // CaseFolder is a store that may ignore case in names.
 type CaseFolder interface {
 	// FoldsCase reports whether names that differ only by case are one.

@@ -248,6 +248,9 @@ func (n *dirNode) rename(ctx context.Context, name string, to *dirNode, newName 
 		return syscall.EPERM
 	}
 	target, err := imageName(to.dir, newName)
+	if err == nil {
+		err = n.cl.CheckName(target)
+	}
 	if err != nil {
 		return err
 	}
@@ -307,6 +310,11 @@ func (n *dirNode) Create(ctx context.Context, name string, flags, mode uint32, o
 	}
 	if !n.cl.Writable() {
 		return nil, nil, 0, syscall.EROFS
+	}
+	if !ref.IsZero() {
+		if err := n.cl.CheckName(ref); err != nil {
+			return nil, nil, 0, t.fail("create", n.path(name), err)
+		}
 	}
 	pf := t.newPendingFile(n.cl, n.dir, key, ref, nil)
 	t.pending.put(pf)

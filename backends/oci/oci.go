@@ -143,6 +143,7 @@ var (
 	_ backends.Pusher   = (*Writer)(nil)
 	_ backends.Remover  = (*Writer)(nil)
 	_ backends.Renamer  = (*Writer)(nil)
+	_ backends.Namer    = (*Writer)(nil)
 )
 
 // Place tells registries and their users apart.

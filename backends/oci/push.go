@@ -28,8 +28,8 @@ var emptyConfig = []byte("{}")
 // Begin prepares an upload. The registry hears of it with the first part.
 func (w *Writer) Begin(ctx context.Context, ref backends.Ref, resume string) (backends.Upload, error) {
 	const op = "push"
-	if !valid(ref) || ref.Version != "" {
-		return nil, w.invalidName(op, ref)
+	if err := w.CheckName(ref); err != nil {
+		return nil, err
 	}
 	u := &upload{w: w, ref: ref, repository: repositoryOf(ref.Collection, ref.Name)}
 	if resume == "" {
@@ -39,6 +39,14 @@ func (w *Writer) Begin(ctx context.Context, ref backends.Ref, resume string) (ba
 		return nil, w.fail(ctx, op, ref, err)
 	}
 	return u, nil
+}
+
+// CheckName is backends.Namer's.
+func (w *Writer) CheckName(ref backends.Ref) error {
+	if !valid(ref) || ref.Version != "" {
+		return w.invalidName("push", ref)
+	}
+	return nil
 }
 
 // upload is one image on its way. Its bytes go to a session of the registry

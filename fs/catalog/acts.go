@@ -189,6 +189,15 @@ func (cl *Client) RemoveCollection(ctx context.Context, dir string) error {
 	return cl.cat.opts.Index.RemoveCollection(ctx, cl.Name, name)
 }
 
+// CheckName fails with backends.ErrInvalidName for a name that the store cannot
+// keep, so that nobody copies a whole image there in vain.
+func (cl *Client) CheckName(ref backends.Ref) error {
+	if n, ok := backends.As[backends.Namer](cl.Store); ok {
+		return n.CheckName(ref)
+	}
+	return nil
+}
+
 // FoldsCase reports whether the store takes names that differ only by case for
 // one.
 func (cl *Client) FoldsCase() bool { return cl.fold }

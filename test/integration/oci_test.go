@@ -122,6 +122,11 @@ func TestORAS(t *testing.T) {
 			d.run("%s pull %s %s/moved.sif oras://%s/vsoch/elsewhere:1 && cmp %s %s/moved.sif", run, r.apptainerFlags(), d.home, r.host, green, d.home)
 			d.run("cp %s %s/asaurus:red.simg && cmp %s %s/asaurus:red.simg", green, at, green, at)
 			d.fails("Invalid argument", "cp %s '%s/Upper Case:1.simg'", green, at)
+			d.fails("cannot move", "cp %s %s/.temporary && mv %s/.temporary %s/Upper:1.simg", green, at, at, at)
+			d.run("rm %s/.temporary", at)
+			if held := d.settled(); len(held) > 0 {
+				t.Errorf("what no registry takes is kept for it: %v", held)
+			}
 		})
 	}
 }
