@@ -157,6 +157,8 @@ func (s *Store) fail(ctx context.Context, op string, ref backends.Ref, err error
 		e.Hint = "the image may not exist, or the credentials for " + s.registry.Name() + " are wrong or do not cover it"
 	case errors.Is(err, backends.ErrAuth):
 		e.Hint = "the image may not exist, or needs credentials: set a user name and password, or run \"docker login " + s.registry.Name() + "\""
+	case op == "stat" && statusOf(err) == http.StatusNotFound:
+		e.Hint = "the registry has no such image or tag"
 	case errors.Is(err, backends.ErrBusy):
 		e.Hint = "wait, or log in for a higher limit"
 	}
