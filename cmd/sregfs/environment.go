@@ -223,7 +223,8 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 	stores, aliases, recordNames := map[string]backends.Store{}, map[string]string{}, map[string]string{}
 	for _, o := range list {
 		if o.err != nil {
-			if !errors.Is(o.err, backends.ErrNotConfigured) {
+			// Who names a registry expects to see it.
+			if _, named := e.Registry[o.client.Name]; named || !errors.Is(o.err, backends.ErrNotConfigured) {
 				e.log.Error("a client is left out", "client", o.client.Name, "error", o.err)
 			}
 			continue
