@@ -242,7 +242,7 @@ func (l *live) goOn(t *transfer) bool {
 		return true
 	}
 	unwanted := t.whole && (l.pump.full != nil || (!l.pump.bulk && l.pump.fills == 0))
-	if t.yield.Load() || unwanted {
+	if unwanted || l.c.sched.yield(t) {
 		if !t.whole && t.next < t.end {
 			// It was next in line, and is so again.
 			l.pump.ahead = append([]want{{t.next, t.end}}, l.pump.ahead...)

@@ -7,7 +7,6 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -31,8 +30,8 @@ type transfer struct {
 	whole bool
 	// started: it has its slot. Guarded by live.mu.
 	started bool
-	// yield asks a background transfer to give its slot up soon.
-	yield atomic.Bool
+	// yields: it gives its slot up for demand. Guarded by scheduler.mu.
+	yields bool
 
 	// next and end are guarded by live.mu; end may be lowered while it runs.
 	next, end int

@@ -16,13 +16,12 @@ type scheduler struct {
 	demand     []*transfer
 	// idle objects with background work to do, each at most once.
 	waiting []*live
-	// running background transfers, which are asked to yield when demand
-	// finds no slot.
-	running map[*transfer]bool
+	// yielding is how many background transfers are giving their slots up.
+	yielding int
 }
 
 func newScheduler(slots int, start func(func())) *scheduler {
-	return &scheduler{slots: slots, start: start, running: map[*transfer]bool{}}
+	return &scheduler{slots: slots, start: start}
 }
 
 // want queues a demand transfer. Its turn comes as live.run.
@@ -65,16 +64,7 @@ func (s *scheduler) dispatch() {
 		s.start(func() { t.live.run(t); s.done(t) })
 	}
 	if len(s.demand) > 0 {
-		n := len(s.demand)
-		for t := range s.running {
-			if n == 0 {
-				break
-			}
-			if !t.yield.Swap(true) {
-				n--
-			}
-		}
-		return
+		return // background transfers give way; see yield
 	}
 	for len(s.waiting) > 0 && s.busy < s.slots && s.background < s.backgroundSlots() {
 		l := s.waiting[0]
@@ -82,9 +72,23 @@ func (s *scheduler) dispatch() {
 		s.busy++
 		s.background++
 		t := &transfer{live: l, background: true}
-		s.running[t] = true
 		s.start(func() { l.runBackground(t); s.done(t) })
 	}
+}
+
+// yield reports whether a background transfer that has just brought a block
+// should end, for demand that finds no slot. As many do as there is demand that
+// waits: what one still had to bring takes another request. One that stands
+// still could not give way, and does not count.
+func (s *scheduler) yield(t *transfer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.demand) <= s.yielding {
+		return false
+	}
+	s.yielding++
+	t.yields = true
+	return true
 }
 
 // done gives a slot back.
@@ -94,7 +98,9 @@ func (s *scheduler) done(t *transfer) {
 	s.busy--
 	if t.background {
 		s.background--
-		delete(s.running, t)
+	}
+	if t.yields {
+		s.yielding--
 	}
 	if !s.closed {
 		s.dispatch()
