@@ -209,9 +209,9 @@ func (l *live) request(ctx context.Context, t *transfer, f Fetcher, first, end i
 	body, err := f.Fetch(ctx, off, n)
 	if err != nil {
 		if errors.Is(context.Cause(ctx), ErrStalled) {
-			return &cutError{fmt.Errorf("fetch %d bytes at %d of %s: %w", n, off, l.key, ErrStalled)}
+			return &cutError{fmt.Errorf("fetch %d bytes at %d: %w", n, off, ErrStalled)}
 		}
-		return fmt.Errorf("fetch %d bytes at %d of %s: %w", n, off, l.key, err)
+		return fmt.Errorf("fetch %d bytes at %d: %w", n, off, err)
 	}
 	defer body.Close()
 	buf := blockPool.Get().(*[blockSize]byte)
@@ -228,7 +228,7 @@ func (l *live) request(ctx context.Context, t *transfer, f Fetcher, first, end i
 			} else if err == io.EOF || err == io.ErrUnexpectedEOF {
 				err = fmt.Errorf("%w: the body ended %d bytes early: %w", ErrLength, off+n-at, io.ErrUnexpectedEOF)
 			}
-			return &cutError{fmt.Errorf("fetch %s, broken off at %d: %w", l.key, at, err)}
+			return &cutError{fmt.Errorf("fetch, broken off at %d: %w", at, err)}
 		}
 		watch.Reset(timeout)
 		now := time.Now()
@@ -239,7 +239,7 @@ func (l *live) request(ctx context.Context, t *transfer, f Fetcher, first, end i
 			var one [1]byte
 			if k, _ := io.ReadFull(body, one[:]); k > 0 {
 				l.unsure(first, end)
-				return fmt.Errorf("fetch %d bytes at %d of %s: %w: the body is longer", n, off, l.key, ErrLength)
+				return fmt.Errorf("fetch %d bytes at %d: %w: the body is longer", n, off, ErrLength)
 			}
 		}
 		if !l.arrived(t, b, data) {

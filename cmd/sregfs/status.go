@@ -97,11 +97,16 @@ func (c *statusCmd) print(e *environment, st control.Status) {
 		}
 		fmt.Fprintf(w, "client\t%s: %s in %s, %s\n", cl.Name, count(cl.Images, "image"), count(cl.Collections, "collection"), how)
 	}
+	alone := false
 	for _, h := range st.Held {
+		alone = alone || h.State == string(staging.Failed) || h.State == string(staging.Orphan)
 		fmt.Fprintf(w, "held\t%s://%s: %s, %s (%s)\n", h.Client, h.Image, size(h.Bytes), h.State, h.File)
 		if h.Error != "" {
 			fmt.Fprintf(w, "\t%s\n", h.Error)
 		}
+	}
+	if alone {
+		fmt.Fprintf(w, "\tWhat failed is on this disk alone: copy the file to its place in the mount again, or delete it and the .json beside it.\n")
 	}
 	if len(st.Held) == 0 {
 		fmt.Fprintf(w, "held\tnothing waits to be pushed\n")

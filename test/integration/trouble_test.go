@@ -191,13 +191,24 @@ func TestFailedPush(t *testing.T) {
 			d.fails(c.want, "mv %s dropbox/pusheen/a:1.simg", d.give(image))
 			d.run("test -e %s", filepath.Join(d.home, filepath.Base(image)))
 			a.mustLack(t, "pusheen/a:1")
-			if out := d.run("%s status", program); !strings.Contains(out, "pusheen/a:1") {
-				t.Errorf("status says nothing of it:\n%s", out)
+			if out := d.run("%s status", program); !strings.Contains(out, "pusheen/a:1") || !strings.Contains(out, "copy the file to its place") {
+				t.Errorf("status says nothing of it, or not what to do:\n%s", out)
 			}
 			s.SetHook(nil)
 			s.SetSpace(1 << 30)
-			d.run("cp %s dropbox/pusheen/a:1.simg", image)
+			// What status says to do.
+			held := d.settled()
+			if len(held) == 0 {
+				t.Fatal("nothing is held")
+			}
+			d.run("cp %s dropbox/pusheen/a:1.simg", held[0].File)
 			a.mustHold(t, "pusheen/a:1", image)
+			for _, h := range held {
+				d.run("rm -f %s %s", h.File, strings.TrimSuffix(h.File, "data")+"json")
+			}
+			if out := d.run("%s status", program); !strings.Contains(out, "nothing waits") {
+				t.Errorf("status after that:\n%s", out)
+			}
 		})
 	}
 }
