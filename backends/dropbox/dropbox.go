@@ -131,7 +131,7 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 		place = backends.Fingerprint(hosts.base, tok.RefreshToken)
 		// Refreshes are paced with the account's other requests.
 		refreshing := context.WithValue(ctx, oauth2.HTTPClient, &http.Client{Transport: paced})
-		t.authorized = login.TokenSource(refreshing, cfg, s.Secrets, s.Client, tok).Transport(t.plain)
+		t.authorized = login.Transport(login.TokenSource(refreshing, cfg, s.Secrets, s.Client, tok), t.plain)
 	} else {
 		return nil, &backends.Error{Op: "open", Client: s.Client, Err: backends.ErrNotConfigured,
 			Hint: fmt.Sprintf("set %s to an access token, or run %q", TokenSetting, "sregfs login "+s.Client)}

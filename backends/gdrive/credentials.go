@@ -160,7 +160,7 @@ func (c credentials) redirect(o *login.Options) {
 func (c credentials) transport(ctx context.Context, s backends.Settings, next http.RoundTripper) (http.RoundTripper, error) {
 	if c.service != nil {
 		c.service.client, c.service.http = s.Client, &http.Client{Transport: next}
-		return &serviceTransport{c.service, next}, nil
+		return login.Transport(c.service, next), nil
 	}
 	tok := login.Load(s)
 	if tok == nil {
@@ -170,7 +170,7 @@ func (c credentials) transport(ctx context.Context, s backends.Settings, next ht
 	}
 	// Refreshes are paced with the account's other requests.
 	refreshing := context.WithValue(ctx, oauth2.HTTPClient, &http.Client{Transport: next})
-	return login.TokenSource(refreshing, c.oauth, s.Secrets, s.Client, tok).Transport(next), nil
+	return login.Transport(login.TokenSource(refreshing, c.oauth, s.Secrets, s.Client, tok), next), nil
 }
 
 // sealingKey is a key that only who has the account's credentials can make.
@@ -214,9 +214,9 @@ func (a *serviceAccount) current() *oauth2.Token {
 	return nil
 }
 
-// token returns a token that is good for some seconds at least. Many waiters
+// TokenContext returns a token that is good for some seconds at least. Many waiters
 // share one request.
-func (a *serviceAccount) token(ctx context.Context) (*oauth2.Token, error) {
+func (a *serviceAccount) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 	if tok := a.current(); tok != nil {
 		return tok, nil
 	}
@@ -246,13 +246,14 @@ func (a *serviceAccount) token(ctx context.Context) (*oauth2.Token, error) {
 	return tok, nil
 }
 
-// refused forgets tok, which Drive refused before its time.
-func (a *serviceAccount) refused(tok *oauth2.Token) {
+// Refused forgets tok, which Drive refused before its time.
+func (a *serviceAccount) Refused(tok *oauth2.Token) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.tok != nil && a.tok.AccessToken == tok.AccessToken {
 		a.tok = nil
 	}
+	return true
 }
 
 // maxSkew is how wrong a clock may be before it is taken to be wrong.
@@ -322,40 +323,4 @@ func (a *serviceAccount) assertion(now time.Time) (string, error) {
 	sum := sha256.Sum256([]byte(text))
 	sig, err := rsa.SignPKCS1v15(rand.Reader, a.key, crypto.SHA256, sum[:])
 	return text + "." + base64.RawURLEncoding.EncodeToString(sig), err
-}
-
-// serviceTransport adds a service account's tokens. A request that is refused
-// with 401 and can be sent again is sent once more with a new one.
-type serviceTransport struct {
-	account *serviceAccount
-	next    http.RoundTripper
-}
-
-// RoundTrip is http.RoundTripper's.
-func (t *serviceTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	body := req.Body
-	for again := false; ; again = true {
-		tok, err := t.account.token(req.Context())
-		if err != nil {
-			if body != nil {
-				body.Close()
-			}
-			return nil, err
-		}
-		out := req.Clone(req.Context())
-		out.Body = body
-		tok.SetAuthHeader(out)
-		resp, err := t.next.RoundTrip(out)
-		bodied := body != nil && body != http.NoBody
-		if err != nil || resp.StatusCode != http.StatusUnauthorized || again || bodied && req.GetBody == nil {
-			return resp, err
-		}
-		if bodied {
-			if body, err = req.GetBody(); err != nil {
-				return resp, nil
-			}
-		}
-		resp.Body.Close()
-		t.account.refused(tok)
-	}
 }

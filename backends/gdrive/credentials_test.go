@@ -112,15 +112,15 @@ func TestServiceAccount(t *testing.T) {
 	other, err := parseCredentials(bytes.Replace(key, []byte(gdrivetest.ServiceAccount), []byte("other@example.com"), 1))
 	check(t, err)
 	other.service.http = http.DefaultClient
-	_, err = other.service.token(t.Context())
+	_, err = other.service.TokenContext(t.Context())
 	wantKind(t, err, backends.ErrAuth, "another account's token")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = other.service.token(ctx)
+	_, err = other.service.TokenContext(ctx)
 	wantKind(t, err, context.Canceled, "a token for nobody")
 	b.on("oauth.token", 1, 99, gdrivetest.Fault{Status: 404})
 	b.ExpireTokens()
-	_, err = other.service.token(t.Context())
+	_, err = other.service.TokenContext(t.Context())
 	if !errors.Is(err, backends.ErrAuth) && !errors.Is(err, backends.ErrUnreachable) {
 		t.Errorf("a token endpoint that is none: %v", err)
 	}

@@ -398,7 +398,7 @@ func TestTransport(t *testing.T) {
 	}))
 	defer api.Close()
 	src := TokenSource(t.Context(), s.config(), nil, "dropbox", &oauth2.Token{AccessToken: "revoked", RefreshToken: "R0"})
-	client := &http.Client{Transport: src.Transport(http.DefaultTransport)}
+	client := &http.Client{Transport: Transport(src, http.DefaultTransport)}
 	for range 2 {
 		resp, err := client.Post(api.URL, "text/plain", strings.NewReader("body"))
 		if err != nil || resp.StatusCode != 200 {

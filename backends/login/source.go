@@ -140,15 +140,20 @@ func (s *Source) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 	}
 }
 
-// expire forgets tok, which the service refused before its time.
-func (s *Source) expire(tok *oauth2.Token) {
+// Refused forgets tok, which the service refused before its time. It reports
+// whether tok can be renewed.
+func (s *Source) Refused(tok *oauth2.Token) bool {
+	if tok.RefreshToken == "" {
+		return false
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.tok != nil && s.tok.AccessToken == tok.AccessToken && tok.RefreshToken != "" {
+	if s.tok != nil && s.tok.AccessToken == tok.AccessToken {
 		old := *s.tok
 		old.Expiry = time.Unix(1, 0)
 		s.tok = &old
 	}
+	return true
 }
 
 // renew gets a new token for old.
@@ -223,16 +228,25 @@ func (s *Source) exchange(ctx context.Context, refreshToken string) (*oauth2.Tok
 	return tok, nil
 }
 
-// Transport returns a round tripper that authorizes requests to base with the
-// source's tokens. A request that is refused with 401 and can be sent again is
-// sent once more with a fresh token. Unlike oauth2.Transport it stops waiting
-// for a token when the request's context is done.
-func (s *Source) Transport(base http.RoundTripper) http.RoundTripper {
-	return &transport{s, base}
+// Tokens are where requests get their tokens from. Source is one.
+type Tokens interface {
+	// TokenContext returns a token that is good for some seconds at least.
+	TokenContext(ctx context.Context) (*oauth2.Token, error)
+	// Refused is told of a token that the service refused, and reports whether
+	// TokenContext will give another one.
+	Refused(tok *oauth2.Token) bool
+}
+
+// Transport returns a round tripper that authorizes requests to base with
+// tokens. A request that is refused with 401 and can be sent again is sent once
+// more with a fresh one. Unlike oauth2.Transport it stops waiting for a token
+// when the request's context is done.
+func Transport(tokens Tokens, base http.RoundTripper) http.RoundTripper {
+	return &transport{tokens, base}
 }
 
 type transport struct {
-	source *Source
+	tokens Tokens
 	base   http.RoundTripper
 }
 
@@ -240,7 +254,7 @@ type transport struct {
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	body := req.Body
 	for again := false; ; again = true {
-		tok, err := t.source.TokenContext(req.Context())
+		tok, err := t.tokens.TokenContext(req.Context())
 		if err != nil {
 			if body != nil {
 				body.Close()
@@ -252,7 +266,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		tok.SetAuthHeader(out)
 		resp, err := t.base.RoundTrip(out)
 		replay := body == nil || body == http.NoBody || req.GetBody != nil
-		if err != nil || resp.StatusCode != http.StatusUnauthorized || again || !replay || tok.RefreshToken == "" {
+		if err != nil || resp.StatusCode != http.StatusUnauthorized || again || !replay || !t.tokens.Refused(tok) {
 			return resp, err
 		}
 		if body != nil && body != http.NoBody {
@@ -261,6 +275,5 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			}
 		}
 		resp.Body.Close()
-		t.source.expire(tok)
 	}
 }
