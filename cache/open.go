@@ -202,6 +202,15 @@ func (c *Cache) letGo(l *live) {
 	c.unload(l)
 }
 
+// becomesIdle returns what is closed when nobody uses e any more. The caller
+// holds c.mu.
+func (e *entry) becomesIdle() <-chan struct{} {
+	if e.idle == nil {
+		e.idle = make(chan struct{})
+	}
+	return e.idle
+}
+
 // unload makes l idle when nobody uses it. The caller holds c.mu.
 func (c *Cache) unload(l *live) {
 	e := l.e
@@ -285,10 +294,7 @@ func (c *Cache) Remove(key string) error {
 			}
 			// Closed a moment ago: its last blocks are being saved, or it is
 			// being hashed.
-			if e.idle == nil {
-				e.idle = make(chan struct{})
-			}
-			idle := e.idle
+			idle := e.becomesIdle()
 			c.mu.Unlock()
 			l.doomed.Store(true)
 			c.settle(l)

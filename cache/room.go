@@ -3,6 +3,7 @@ package cache
 import (
 	"fmt"
 	"sync"
+	"time"
 )
 
 // room is the account of what the cache may hold. What is charged here is
@@ -70,11 +71,38 @@ func (c *Cache) Reserve(n int64) (release func(), err error) {
 	if n < 0 {
 		return nil, fmt.Errorf("reserve %d bytes: negative", n)
 	}
-	if err := c.charge(n, true); err != nil {
+	err = c.charge(n, true)
+	if err != nil && c.ended() {
+		err = c.charge(n, true)
+	}
+	if err != nil {
 		return nil, err
 	}
 	var once sync.Once
 	return func() { once.Do(func() { c.room.give(n, true) }) }, nil
+}
+
+// ended waits for the objects that nobody has open, but whose last transfers
+// are still ending, since only then can they be evicted. It reports whether
+// there were any. No lock may be held: what ends may want room itself.
+func (c *Cache) ended() bool {
+	var ending []<-chan struct{}
+	c.mu.Lock()
+	for _, e := range c.entries {
+		if l := e.live; l != nil && l.refs == 0 {
+			ending = append(ending, e.becomesIdle())
+		}
+	}
+	c.mu.Unlock()
+	enough := time.After(time.Second) // one is opened again, or its disk hangs
+	for _, idle := range ending {
+		select {
+		case <-idle:
+		case <-enough:
+			return true
+		}
+	}
+	return len(ending) > 0
 }
 
 // charge makes n bytes of room, evicting the least recently used objects. It
