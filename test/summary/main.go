@@ -91,6 +91,10 @@ func summarise(in io.Reader, out io.Writer) (line string, ok bool) {
 				if !failing[e.Package] {
 					failed++ // it panicked or ran out of time outside of a test
 				}
+				for _, k := range unfinished(output, e.Package) {
+					fmt.Fprint(out, withoutMarks(output[k].String()))
+					delete(output, k)
+				}
 				fmt.Fprintf(out, "%sFAIL  %s  %v\n", text, e.Package, seconds)
 			case e.Test == "":
 				fmt.Fprintf(out, "ok    %s  %v\n", e.Package, seconds)
@@ -118,6 +122,19 @@ func summarise(in io.Reader, out io.Writer) (line string, ok bool) {
 		line += fmt.Sprintf(", %d packages do not build", broken)
 	}
 	return line, failed == 0 && broken == 0 && passed > 0
+}
+
+// unfinished are the tests of a package that have printed something and did not
+// end, in alphabetical order: one of them may have taken the others along.
+func unfinished(output map[[2]string]*strings.Builder, pkg string) [][2]string {
+	var keys [][2]string
+	for k := range output {
+		if k[0] == pkg && k[1] != "" {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, func(a, b [2]string) int { return strings.Compare(a[1], b[1]) })
+	return keys
 }
 
 // withoutMarks takes out what only machines need: when a test ran and paused,

@@ -42,6 +42,16 @@ func TestSummarise(t *testing.T) {
 			},
 			line: "1 tests passed, 1 failed, 0 skipped", says: []string{"panic: test timed out"},
 		},
+		"a package dies in a test": {
+			in: []string{
+				`{"Action":"output","Package":"p","Test":"TestB","Output":"=== RUN   TestB\n"}`,
+				`{"Action":"output","Package":"p","Test":"TestB","Output":"goroutine 7 [select]:\n"}`,
+				`{"Action":"fail","Package":"p"}`,
+				`{"Action":"output","Package":"q","Test":"TestB","Output":"chatter\n"}`,
+				`{"Action":"pass","Package":"q","Test":"TestB"}`,
+			},
+			line: "1 tests passed, 1 failed, 0 skipped", says: []string{"goroutine 7", "FAIL  p"}, not: "chatter",
+		},
 		"a skip tells its reason": {
 			in: []string{
 				`{"Action":"output","Package":"p","Test":"TestA","Output":"=== RUN   TestA\n"}`,
