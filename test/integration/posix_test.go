@@ -480,7 +480,10 @@ var posixCases = []posixCase{
 			f, openErr := os.Open(p.path("a:1.simg"))
 			p.must(openErr)
 			var mapErr error
-			m, mapErr = unix.Mmap(int(f.Fd()), 0, 300_000, unix.PROT_READ, unix.MAP_SHARED)
+			// Its pages are brought by the call: at a page fault the thread would
+			// wait for a daemon that waits for the service in this very process,
+			// which Go's collector may have stopped until that thread stops.
+			m, mapErr = unix.Mmap(int(f.Fd()), 0, 300_000, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 			err, _ = mapErr.(syscall.Errno)
 			p.must(f.Close()) // the mapping stays
 			if mapErr != nil {
