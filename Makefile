@@ -56,7 +56,7 @@ test-crash: machine ## kill the daemon at many moments and check what is left (S
 	@SREGFS_CRASH_SEED=$(SEED) test/all.sh crash
 
 .PHONY: test-long
-test-long: machine ## the long forms of crash, fault, stress and fuzz tests (an hour or so)
+test-long: machine ## the long forms of crash, fault, stress and fuzz tests (two hours or so)
 	@SREGFS_CRASH_SEED=$(SEED) test/all.sh long
 
 .PHONY: bench

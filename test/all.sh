@@ -79,18 +79,18 @@ onmounts() {
 	gotest -tags integration -count 1 -p 1 -exec "$PWD/test/isolated.sh" "$@"
 }
 
-# They wait more than they compute: two halves run beside each other, each in
-# namespaces of its own.
-integration() {
+# halves TIMEOUT - all tests on real mounts. They wait more than they compute:
+# two halves run beside each other, each in namespaces of its own.
+halves() {
 	local names half pids=() pid status=0
 	names=$(go test -tags integration -list '^Test' ./test/integration | grep '^Test')
 	set -m # process groups of their own, by which they are interrupted
 	trap 'for pid in "${pids[@]}"; do kill -INT -- "-$pid" || true; done' INT TERM
 	for half in 0 1; do
-		onmounts -timeout 20m -run "^($(awk "NR % 2 == $half" <<<"$names" | paste -sd'|'))\$" ./test/integration &
+		onmounts -timeout "$1" -run "^($(awk "NR % 2 == $half" <<<"$names" | paste -sd'|'))\$" ./test/integration &
 		pids+=($!)
 	done
-	onmounts -timeout 20m ./image/... &
+	onmounts -timeout "$1" ./image/... &
 	pids+=($!)
 	for pid in "${pids[@]}"; do
 		wait "$pid" || status=1
@@ -98,13 +98,14 @@ integration() {
 	return $status
 }
 
+integration() { halves 20m; }
+
 crash() {
 	onmounts -timeout 30m -run 'Crash|Moments' ./test/integration
 }
 
 long() {
-	SREGFS_LONG=1 onmounts -timeout 3h ./test/integration &&
-		FUZZTIME=5m fuzz
+	SREGFS_LONG=1 halves 3h && FUZZTIME=1m fuzz
 }
 
 modules() { go mod verify; }
