@@ -363,7 +363,12 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, u
 	n.mu.Lock()
 	pf := n.pf
 	n.mu.Unlock()
-	if pf != nil && pf.changed() && pf.hold(n) {
+	switch {
+	case pf == nil:
+	case pf.clean():
+		// What the remote has is one version, whatever is written here next.
+		pf.letGoSoon(ctx)
+	case pf.changed() && pf.hold(n):
 		return n.openDirect(pf)
 	}
 	h, fuseFlags, err := n.openRead(ctx)

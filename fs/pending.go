@@ -140,15 +140,18 @@ type pendingFile struct {
 	refused  bool            // the bytes cannot be right, and their writer was told
 	pushed   *backends.Image // what the last commit made
 	node     *fileNode       // of the last open
+	over     chan struct{}   // closed when nothing of it is left to do
+	end      func()          // closes over, once
 	mtime    time.Time       // set before anything was staged
 	xattrs   map[string][]byte
 }
 
 func (t *Tree) newPendingFile(cl *catalog.Client, dir, name string, ref backends.Ref, base *backends.Image) *pendingFile {
+	over := make(chan struct{})
 	return &pendingFile{
 		tree: t, cl: cl, ref: ref, dir: dir, name: name, base: base,
-		turn: make(chan struct{}, 1),
-		ino:  ino(cl.Name, path.Join(dir, name)), gen: uint64(t.born.UnixNano()) + t.pending.made.Add(1),
+		turn: make(chan struct{}, 1), over: over, end: sync.OnceFunc(func() { close(over) }),
+		ino: ino(cl.Name, path.Join(dir, name)), gen: uint64(t.born.UnixNano()) + t.pending.made.Add(1),
 	}
 }
 
@@ -189,6 +192,24 @@ func (pf *pendingFile) changed() bool {
 	pf.mu.Lock()
 	defer pf.mu.Unlock()
 	return pf.staged != nil || pf.base == nil
+}
+
+// clean reports whether the remote has all that was written.
+func (pf *pendingFile) clean() bool {
+	pf.learn()
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	return pf.pushed != nil && (pf.staged == nil || !pf.staged.Dirty())
+}
+
+// letGoSoon waits a moment for a writer who has closed the file to let go of it,
+// which the kernel tells a little later, and without being asked.
+func (pf *pendingFile) letGoSoon(ctx context.Context) {
+	select {
+	case <-pf.over:
+	case <-time.After(50 * time.Millisecond): // another has it open
+	case <-ctx.Done():
+	}
 }
 
 // absent reports whether the name leads to nothing (any more).
@@ -561,6 +582,7 @@ func (pf *pendingFile) released() {
 	}
 	pf.gone, pf.staged = true, nil
 	pf.mu.Unlock()
+	defer pf.end()
 	pf.tree.pending.drop(pf.cl, dir, name, pf)
 	if node != nil {
 		node.mu.Lock()

@@ -337,6 +337,40 @@ func TestReadOfWritable(t *testing.T) {
 	w.nothingHeld()
 }
 
+// What was pushed is one version for whoever opens it, though its writer has it
+// open still and writes on.
+func TestOneVersionWhileWriting(t *testing.T) {
+	w := newWritten(t)
+	first, second := noise(1, 300_000), noise(2, 200_000)
+	f := w.write("a:1.simg", first)
+	again, err := unix.Dup(int(f.Fd()))
+	w.must(err)
+	w.must(unix.Close(again)) // pushes
+	w.remote("a:1.simg", first)
+	r, err := os.Open(w.path("a:1.simg"))
+	w.must(err)
+	defer r.Close()
+	whole := func() {
+		t.Helper()
+		got := make([]byte, len(first))
+		if _, err := r.ReadAt(got, 0); err != nil || !bytes.Equal(got, first) {
+			t.Errorf("the reader's version has changed: %v", err)
+		}
+	}
+	whole()
+	w.must(f.Truncate(0))
+	_, err = f.WriteAt(second, 0)
+	w.must(err)
+	whole()
+	w.must(f.Close())
+	w.remote("a:1.simg", second)
+	whole()
+	if got, err := os.ReadFile(w.path("a:1.simg")); err != nil || !bytes.Equal(got, second) {
+		t.Errorf("the next reader reads %d bytes, %v", len(got), err)
+	}
+	w.nothingHeld()
+}
+
 // One who opens a file while the last one lets go of it finds all of it.
 func TestReopenAtOnce(t *testing.T) {
 	w := newWritten(t)
