@@ -132,6 +132,8 @@ func (n *dirNode) lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 }
 
 func (n *dirNode) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
+	ctx, stop := patient(ctx, caller(ctx))
+	defer stop()
 	defer n.acts.begin()()
 	// A name that would be shown in another spelling is refused too: whoever
 	// made it would not find it.
@@ -151,6 +153,8 @@ func (n *dirNode) Mkdir(ctx context.Context, name string, mode uint32, out *fuse
 }
 
 func (n *dirNode) Rmdir(ctx context.Context, name string) syscall.Errno {
+	ctx, stop := patient(ctx, caller(ctx))
+	defer stop()
 	defer n.acts.begin()()
 	dir := path.Join(n.dir, name)
 	if n.tree.pending.any(n.cl, dir) {
@@ -163,6 +167,8 @@ func (n *dirNode) Rmdir(ctx context.Context, name string) syscall.Errno {
 }
 
 func (n *dirNode) Unlink(ctx context.Context, name string) syscall.Errno {
+	ctx, stop := patient(ctx, caller(ctx))
+	defer stop()
 	defer n.acts.begin()()
 	ref, sidecar, isImage := backends.ParseFile(name)
 	key := name
@@ -204,6 +210,8 @@ func (n *dirNode) Rename(ctx context.Context, name string, newParent fusefs.Inod
 	if !ok || flags&^unixRenameNoreplace != 0 {
 		return syscall.EINVAL
 	}
+	ctx, stop := patient(ctx, caller(ctx))
+	defer stop()
 	defer n.acts.begin()()
 	if to != n {
 		defer to.acts.begin()()

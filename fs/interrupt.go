@@ -15,10 +15,11 @@ import (
 // again. The kernel tells only of the first signal.
 const signalPoll = 100 * time.Millisecond
 
-// patient is ctx for a wait whose interruption the caller would take for a
-// failure: close(2) is not repeated after EINTR. It does not end for the
-// signals by which Go's runtime preempts its threads (SIGURG); any other one
-// ends it within signalPoll. The caller must call stop.
+// patient is ctx for an act that a caller who is interrupted cannot just repeat:
+// close(2) is not repeated after EINTR, and a second rm does not find what the
+// first one removed. It does not end for the signals by which Go's runtime
+// preempts its threads (SIGURG); any other one ends it within signalPoll. The
+// caller must call stop.
 func patient(ctx context.Context, tid uint32) (_ context.Context, stop func()) {
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	unhook := context.AfterFunc(ctx, func() {

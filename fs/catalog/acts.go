@@ -48,12 +48,14 @@ func (cl *Client) Remove(ctx context.Context, img backends.Image) error {
 			return err
 		}
 		cl.acted(img, true)
-		diff, err := cl.cat.opts.Index.RemoveImage(ctx, cl.Name, img)
+		// It is gone, whether or not its remover still waits.
+		diff, err := cl.cat.opts.Index.RemoveImage(context.WithoutCancel(ctx), cl.Name, img)
 		cl.state.changed(diff, err)
 		if err != nil {
 			return err
 		}
 	}
+	ctx = context.WithoutCancel(ctx)
 	if err := cl.cat.opts.Index.DropXattrs(ctx, cl.Name, img.Ref.Dir(), img.Ref.File()); err != nil {
 		return err
 	}
@@ -88,6 +90,7 @@ func (cl *Client) Rename(ctx context.Context, img backends.Image, to backends.Re
 	if err != nil {
 		return backends.Image{}, err
 	}
+	ctx = context.WithoutCancel(ctx) // it is done, whether or not anybody still waits
 	cl.acted(img, true)
 	cl.acted(moved, false)
 	x := cl.cat.opts.Index
@@ -150,7 +153,7 @@ func (cl *Client) MakeCollection(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	return cl.cat.opts.Index.PutCollection(ctx, cl.Name, name)
+	return cl.cat.opts.Index.PutCollection(context.WithoutCancel(ctx), cl.Name, name)
 }
 
 // RemoveCollection deletes an empty collection by its directory in the tree.
@@ -186,7 +189,7 @@ func (cl *Client) RemoveCollection(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	return cl.cat.opts.Index.RemoveCollection(ctx, cl.Name, name)
+	return cl.cat.opts.Index.RemoveCollection(context.WithoutCancel(ctx), cl.Name, name)
 }
 
 // CheckName fails with backends.ErrInvalidName for a name that the store cannot
