@@ -242,3 +242,39 @@ func FuzzDescription(f *testing.F) {
 		}
 	})
 }
+
+// TestCompleteNeedsNoMap: what the kernel reads by itself is opened without the
+// checksums of its blocks, of which there are many.
+func TestCompleteNeedsNoMap(t *testing.T) {
+	dir, data := t.TempDir(), content(1<<20, 1)
+	src := &source{data: data}
+	spec := Spec{Key: "k", Size: int64(len(data)), Fetcher: src}
+	c := openCache(t, dir, Options{})
+	o := openObject(t, c, spec)
+	if err := o.Fill(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	o.Close()
+	c.Close()
+	if err := os.Truncate(filepath.Join(dir, "objects", objectName("k")+mapSuffix), 0); err != nil {
+		t.Fatal(err)
+	}
+	_, before := src.count()
+	o = openObject(t, openCache(t, dir, Options{}), spec)
+	if f, ok := o.File(); !ok {
+		t.Error("there is no file for the kernel")
+	} else {
+		got := make([]byte, len(data))
+		if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("the kernel's file is another: %v", err)
+		}
+	}
+	if _, after := src.count(); after != before {
+		t.Errorf("opening it fetched %d bytes", after-before)
+	}
+	// Who reads it through us needs them.
+	mustRead(t, o, data, 0, len(data))
+	if _, after := src.count(); after == before {
+		t.Error("bytes without a checksum were trusted")
+	}
+}

@@ -35,8 +35,12 @@ type live struct {
 	recorded, ready, asked, paid bitmap
 	gen                          atomic.Uint64
 	complete                     atomic.Bool
-	// crc has the checksum of each recorded block, written before its bit.
-	crc []atomic.Uint32
+	// crc has the checksum of each recorded block, written before its bit, unless
+	// unread is set, under mu: then the map is still to be read, by learn.
+	crc    []atomic.Uint32
+	unread atomic.Bool
+	// learning serializes learn, which does I/O.
+	learning sync.Mutex
 
 	hits       atomic.Int64
 	waited     atomic.Int64 // how long readers waited for transfers, in nanoseconds
@@ -148,6 +152,7 @@ var blockPool = sync.Pool{New: func() any { return new([blockSize]byte) }}
 // not check out is forgotten, and ok is false.
 func (l *live) readBlock(b int, buf []byte) (ok bool) {
 	buf = buf[:l.blockLen(b)]
+	l.learn()
 	if !l.recorded.has(b) {
 		return false
 	}

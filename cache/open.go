@@ -81,35 +81,88 @@ func (c *Cache) load(e *entry) *live {
 		if err != nil {
 			err = errors.Join(err, c.disk.Remove(e.name+dataSuffix))
 		}
-		var mf file
-		if err == nil {
-			if mf, err = c.disk.Open(e.name+mapSuffix, 0); err != nil {
-				err = errors.Join(err, c.disk.Remove(e.name+mapSuffix))
+		if err == nil && e.m.Complete && c.untouched(l) {
+			// All is here. The kernel reads it without us, so the map, which is
+			// the larger the object is, can wait for who does not.
+			for b := range n {
+				l.recorded.set(b)
+				l.paid.set(b)
 			}
+			l.present = n
+			l.unread.Store(true)
+			l.complete.Store(true)
+			l.seal.done = true
+			return l
 		}
 		if err == nil {
-			err = readMap(mf, &e.m, func(b int, crc uint32) {
+			err = l.eachSlot(e.m, func(b int, crc uint32) {
 				l.crc[b].Store(crc)
 				l.recorded.set(b)
 				l.paid.set(b)
 				l.present++
 			})
-			mf.Close()
 		}
 		if err != nil {
 			c.log.Warn("a cached object is unreadable and will be fetched again", "key", l.key, "error", err)
 		}
 	}
 	if e.m.Complete {
-		if l.present == n && c.untouched(l) {
-			l.complete.Store(true)
-			l.seal.done = true
-		} else {
-			c.log.Info("a cached object was changed from outside and will be checked", "key", l.key)
-			l.unsealed = true
-		}
+		c.log.Info("a cached object was changed from outside and will be checked", "key", l.key)
+		l.unsealed = true
 	}
 	return l
+}
+
+// eachSlot is readMap of l's map, which gives way if it cannot be opened.
+func (l *live) eachSlot(m meta, present func(block int, crc uint32)) error {
+	f, err := l.c.disk.Open(l.e.name+mapSuffix, 0)
+	if err != nil {
+		return errors.Join(err, l.c.disk.Remove(l.e.name+mapSuffix))
+	}
+	defer f.Close()
+	return readMap(f, &m, present)
+}
+
+// learn reads the map of an object that was complete when it was loaded. What
+// it has no checksum of is forgotten, and fetched again.
+func (l *live) learn() {
+	if !l.unread.Load() {
+		return
+	}
+	l.learning.Lock()
+	defer l.learning.Unlock()
+	if !l.unread.Load() {
+		return
+	}
+	l.c.mu.Lock()
+	m := l.e.m
+	l.c.mu.Unlock()
+	slots := newBitmap(l.blocks)
+	crcs := make([]uint32, l.blocks)
+	err := l.eachSlot(m, func(b int, crc uint32) {
+		crcs[b] = crc
+		slots.set(b)
+	})
+	if err != nil {
+		l.c.log.Warn("the map of a cached object is unreadable, and what it lacks will be fetched again", "key", l.key, "error", err)
+	}
+	lost := false
+	l.mu.Lock()
+	if l.unread.Load() { // else it was dropped meanwhile
+		for b := range l.blocks {
+			if slots.has(b) {
+				l.crc[b].Store(crcs[b])
+			} else {
+				l.forgetBlock(b)
+				lost = true
+			}
+		}
+		l.unread.Store(false)
+	}
+	l.mu.Unlock()
+	if lost {
+		l.c.markDirty(l)
+	}
 }
 
 // untouched reports whether l's data file is the one that was completed.

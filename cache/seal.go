@@ -289,6 +289,7 @@ func (l *live) drop() error {
 		l.recorded.clear(b)
 	}
 	l.present, l.unsaved, l.unsealed = 0, nil, false
+	l.unread.Store(false)
 	return err
 }
 

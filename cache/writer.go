@@ -275,6 +275,7 @@ func (l *live) become(tmp string, crc []uint32, charged int64) error {
 		l.unsaved = append(l.unsaved, b)
 	}
 	l.present = l.blocks
+	l.unread.Store(false)
 	l.err = nil
 	l.complete.Store(true)
 	l.seal.restart, l.seal.done = true, false
