@@ -13,9 +13,10 @@ const (
 	// others only once n.
 	windowGrowth = 4
 	steadyRun    = 4 << 20
-	// copyRead: who asks for so much with its first byte is taken to copy all of
-	// it, and read ahead firstWindow before there is a sequence to see. Who looks
-	// at an image's head, or mounts it, asks for less.
+	// copyRead: who asks for so much with an object's first byte is taken to copy
+	// all of it. The request brings firstWindow more, and so much again is read
+	// ahead of the next read. Who looks at an image's head, or mounts it, asks for
+	// less.
 	copyRead    = 128 << 10
 	firstWindow = 4 << 20
 	// strays is how far a reader of a file within an object may read behind its
@@ -72,7 +73,6 @@ func (ss *streams) saw(off, end, limit int64, alone func(run int64) bool) (s *st
 		*oldest = stream{began: off, next: end, ahead: end, run: end - off, used: ss.tick}
 		if off == 0 && end >= copyRead {
 			oldest.run = max(oldest.run, firstWindow/windowGrowth)
-			return oldest, end, end + min(firstWindow, limit)
 		}
 		return oldest, 0, 0
 	}

@@ -76,6 +76,9 @@ func (l *live) around(first, end int) (from, to int) {
 		}
 		g.skipped, g.reach, n = 0, 1, 1
 	}
+	if first == 0 && end >= copyRead/blockSize && l.trace.count == 0 {
+		n = firstWindow / blockSize
+	}
 	n = min(n, l.allowance())
 	from, to = first, end
 	most := min(end+n, l.blocks)
