@@ -183,6 +183,12 @@ func (d *mounted) kill() {
 	if err := d.cmd.Process.Kill(); err != nil {
 		d.t.Fatal(err)
 	}
+	d.dies()
+}
+
+// dies waits for a killed daemon's end, and helps where it must.
+func (d *mounted) dies() {
+	d.t.Helper()
 	if !d.died(5 * time.Second) {
 		// It waits in the kernel for itself: nobody but unmount, or the next
 		// mount, ends that.

@@ -341,6 +341,9 @@ func (m *machine) mountTripped(w *tripwire, args ...string) (*mounted, error) {
 	}
 	var ended error
 	d.eventually("the mount to be ready or the daemon's end", func() error {
+		if w.hasFired() {
+			d.dies()
+		}
 		select {
 		case ended = <-d.end:
 			d.end <- ended
