@@ -61,23 +61,69 @@ func abortConnection(m mountEntry) error {
 
 // deadlocked reports whether processes hold the connection of the mount, and
 // all of them were killed. p is /proc (proc(5)).
+//
+// One that is ending shows its files no more, though it has them: a daemon that
+// was killed while it had a file of its own mount open, as it has for a moment
+// when it begins, waits in the close of that file, before it closes the
+// connection. It counts when nobody else can be who serves the mount.
 func deadlocked(p iofs.FS, m mountEntry) bool {
 	list, err := iofs.ReadDir(p, ".")
 	if err != nil {
 		return false
 	}
-	held := false
+	held, ending, hidden := false, false, false
 	for _, e := range list {
 		pid := e.Name()
-		if _, err := strconv.Atoi(pid); err != nil || !holds(p, pid, m) {
+		if _, err := strconv.Atoi(pid); err != nil {
 			continue
 		}
-		if !killed(p, pid) {
-			return false
+		switch dead := killed(p, pid); {
+		case holds(p, pid, m):
+			if !dead {
+				return false
+			}
+			held = true
+		case !named(p, pid, "sregfs"):
+		case dead:
+			ending = ending || waits(p, pid)
+		case !shown(p, pid):
+			hidden = true
 		}
-		held = true
 	}
-	return held
+	return held || ending && !hidden
+}
+
+// named reports whether a process has that name.
+func named(p iofs.FS, pid, name string) bool {
+	stat, err := iofs.ReadFile(p, pid+"/stat")
+	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
+	return err == nil && open >= 0 && open < end && string(stat[open+1:end]) == name
+}
+
+// waits reports whether a thread of a process waits and cannot be interrupted.
+func waits(p iofs.FS, pid string) bool {
+	return slices.ContainsFunc(tasks(p, pid), func(task string) bool {
+		f := statFields(p, task)
+		return len(f) > 0 && f[0] == "D"
+	})
+}
+
+// shown reports whether this user may see which files a process has open.
+func shown(p iofs.FS, pid string) bool {
+	return slices.ContainsFunc(tasks(p, pid), func(task string) bool {
+		_, err := iofs.ReadDir(p, task+"/fd")
+		return err == nil
+	})
+}
+
+// statFields are what a thread's stat file has behind its name, which is in
+// parentheses and may hold anything; nil without one.
+func statFields(p iofs.FS, task string) []string {
+	stat, err := iofs.ReadFile(p, task+"/stat")
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 }
 
 // tasks are the folders of a process's threads. A process whose first thread
@@ -165,19 +211,13 @@ func killed(p iofs.FS, pid string) bool {
 
 func taskKilled(p iofs.FS, task string) bool {
 	const exiting = 0x4 // PF_EXITING, include/linux/sched.h
-	if stat, err := iofs.ReadFile(p, task+"/stat"); err == nil {
-		// The name, in parentheses, may hold anything.
-		f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if len(f) > 6 {
-			if f[0] == "Z" || f[0] == "X" {
-				return true
-			}
-			if flags, err := strconv.ParseUint(f[6], 10, 64); err == nil && flags&exiting != 0 {
-				return true
-			}
+	if f := statFields(p, task); len(f) > 6 {
+		if f[0] == "Z" || f[0] == "X" {
+			return true
 		}
-	} else if errors.Is(err, os.ErrNotExist) {
-		return true // it has ended meanwhile
+		if flags, err := strconv.ParseUint(f[6], 10, 64); err == nil && flags&exiting != 0 {
+			return true
+		}
 	}
 	status, err := iofs.ReadFile(p, task+"/status")
 	if err != nil {

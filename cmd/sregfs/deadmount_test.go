@@ -45,6 +45,36 @@ func TestDeadlocked(t *testing.T) {
 			thread(p, "5/task/7", ending, none)
 			fuse(p, "5/task/6", "fuse_connection:\t43\n")
 		}, true},
+		"killed, and its files are gone from sight": {func(p fstest.MapFS) {
+			thread(p, "5", zombie, none)
+			thread(p, "5/task/5", zombie, none)
+			thread(p, "5/task/6", ending, none)
+			p["5/task/6/fd"] = &fstest.MapFile{Mode: iofs.ModeDir | 0o500}
+		}, true},
+		"killed, and dead": {func(p fstest.MapFS) {
+			thread(p, "5", zombie, none)
+			thread(p, "5/task/5", zombie, none)
+		}, false},
+		"one is ending, another serves": {func(p fstest.MapFS) {
+			thread(p, "5", ending, none)
+			thread(p, "5/task/5", ending, none)
+			thread(p, "9", alive, none)
+			thread(p, "9/task/9", alive, none)
+			fuse(p, "9/task/9", "fuse_connection:\t43\n")
+		}, false},
+		"one is ending, another may serve": {func(p fstest.MapFS) {
+			thread(p, "5", ending, none)
+			thread(p, "5/task/5", ending, none)
+			thread(p, "9", "9 (sregfs) S 1 9 9 0 -1 4194560 0", none)
+			thread(p, "9/task/9", "9 (sregfs) S 1 9 9 0 -1 4194560 0", none)
+		}, false},
+		"one is ending, another serves another": {func(p fstest.MapFS) {
+			thread(p, "5", ending, none)
+			thread(p, "5/task/5", ending, none)
+			thread(p, "9", "9 (sregfs) S 1 9 9 0 -1 4194560 0", none)
+			thread(p, "9/task/9", "9 (sregfs) S 1 9 9 0 -1 4194560 0", none)
+			fuse(p, "9/task/9", "fuse_connection:\t44\n")
+		}, true},
 		"told to stop": {func(p fstest.MapFS) {
 			thread(p, "5/task/5", alive, term)
 			fuse(p, "5/task/5", "fuse_connection:\t43\n")
