@@ -350,6 +350,15 @@ type Preparer interface {
 	Prepare()
 }
 
+// Deduplicator is a store that takes an image without being sent it when it has
+// the same bytes under another tag of that name. Whoever sends parts of an image
+// before all of it is known forgoes that.
+type Deduplicator interface {
+	Pusher
+	// Deduplicates does nothing: it tells such stores from others.
+	Deduplicates()
+}
+
 // Namer is a store that cannot keep every name that an image may have.
 type Namer interface {
 	// CheckName fails with ErrInvalidName for a name that no image can be given

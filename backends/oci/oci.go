@@ -144,6 +144,8 @@ var (
 	_ backends.Remover  = (*Writer)(nil)
 	_ backends.Renamer  = (*Writer)(nil)
 	_ backends.Namer    = (*Writer)(nil)
+
+	_ backends.Deduplicator = (*Writer)(nil)
 )
 
 // Place tells registries and their users apart.

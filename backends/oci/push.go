@@ -41,6 +41,9 @@ func (w *Writer) Begin(ctx context.Context, ref backends.Ref, resume string) (ba
 	return u, nil
 }
 
+// Deduplicates is backends.Deduplicator's.
+func (w *Writer) Deduplicates() {}
+
 // CheckName is backends.Namer's.
 func (w *Writer) CheckName(ref backends.Ref) error {
 	if !valid(ref) || ref.Version != "" {
