@@ -120,6 +120,9 @@ func (s *Store) describe(ctx context.Context, repository, reference string) (*fa
 			return nil, err
 		}
 	}
+	if isStandIn(m.raw) {
+		return nil, fmt.Errorf("%w: it was being deleted when its deleter died", iofs.ErrNotExist)
+	}
 	f, err := s.understand(ctx, repository, m)
 	if err != nil {
 		return nil, err

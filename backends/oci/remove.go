@@ -117,6 +117,18 @@ func (w *Writer) canDelete(ctx context.Context, repository string) error {
 	return nil
 }
 
+// standInMark is the annotation of manifests that stand for nothing.
+const standInMark = "io.sregfs.deleted"
+
+// isStandIn reports whether a manifest is one of standIn's. A tag is left on it
+// when its deleter dies between the two steps of deleting it.
+func isStandIn(manifest []byte) bool {
+	var m struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	return json.Unmarshal(manifest, &m) == nil && m.Annotations[standInMark] != ""
+}
+
 // standIn puts a manifest that is like no other under a tag, or under its
 // digest alone, and returns the digest.
 func (w *Writer) standIn(ctx context.Context, repository, tag string) (string, error) {
@@ -132,7 +144,7 @@ func (w *Writer) standIn(ctx context.Context, repository, tag string) (string, e
 		MediaType:     types.OCIManifestSchema1,
 		Config:        v1.Descriptor{MediaType: types.OCIConfigJSON, Size: int64(len(emptyConfig)), Digest: h},
 		Layers:        []v1.Descriptor{},
-		Annotations:   map[string]string{"io.sregfs.deleted": rand.Text()},
+		Annotations:   map[string]string{standInMark: rand.Text()},
 	})
 	if err != nil {
 		return "", err
