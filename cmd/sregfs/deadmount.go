@@ -65,7 +65,8 @@ func abortConnection(m mountEntry) error {
 // One that is ending shows its files no more, though it has them: a daemon that
 // was killed while it had a file of its own mount open, as it has for a moment
 // when it begins, waits in the close of that file, before it closes the
-// connection. It counts when nobody else can be who serves the mount.
+// connection. It counts when nobody else can be who serves the mount, for which
+// the caller has to see what everybody has open.
 func deadlocked(p iofs.FS, m mountEntry) bool {
 	list, err := iofs.ReadDir(p, ".")
 	if err != nil {
@@ -83,11 +84,10 @@ func deadlocked(p iofs.FS, m mountEntry) bool {
 				return false
 			}
 			held = true
-		case !named(p, pid, "sregfs"):
 		case dead:
-			ending = ending || waits(p, pid)
+			ending = ending || named(p, pid, "sregfs") && waits(p, pid)
 		case !shown(p, pid):
-			hidden = true
+			hidden = true // it may be who serves the mount, whatever it is called
 		}
 	}
 	return held || ending && !hidden

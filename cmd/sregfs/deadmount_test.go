@@ -68,6 +68,12 @@ func TestDeadlocked(t *testing.T) {
 			thread(p, "9", "9 (sregfs) S 1 9 9 0 -1 4194560 0", none)
 			thread(p, "9/task/9", "9 (sregfs) S 1 9 9 0 -1 4194560 0", none)
 		}, false},
+		"one is ending, another of another name may serve": {func(p fstest.MapFS) {
+			thread(p, "5", ending, none)
+			thread(p, "5/task/5", ending, none)
+			thread(p, "9", "9 (mount.fuse.sreg) S 1 9 9 0 -1 4194560 0", none)
+			thread(p, "9/task/9", "9 (mount.fuse.sreg) S 1 9 9 0 -1 4194560 0", none)
+		}, false},
 		"one is ending, another serves another": {func(p fstest.MapFS) {
 			thread(p, "5", ending, none)
 			thread(p, "5/task/5", ending, none)
