@@ -67,7 +67,9 @@ func TestColdSequential(t *testing.T) {
 }
 
 // TestColdOnce: the kernel reads a file ahead with several requests of a
-// megabyte at a time. However slow the link, each byte comes once.
+// megabyte at a time. However slow the link, each byte comes once, but for the
+// odd block that a request of read-ahead passes over, because ending it there
+// would throw away more that is on its way.
 func TestColdOnce(t *testing.T) {
 	const n = 12 << 20
 	for _, rate := range []float64{5e6, 60e6} {
@@ -90,7 +92,7 @@ func TestColdOnce(t *testing.T) {
 									t.Fatal(err)
 								}
 							}
-							if req, served := src.count(); served > n+n/1000 {
+							if req, served := src.count(); served > n+n/100 {
 								t.Errorf("%d requests of %d bytes for %d", req, served, n)
 							}
 						})
@@ -247,6 +249,8 @@ func TestExtent(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		beyond := func(off int64) (n int64) {
+			src.mu.Lock()
+			defer src.mu.Unlock()
 			for _, r := range src.requests {
 				n += max(0, r.Off+r.N-max(r.Off, off))
 			}
