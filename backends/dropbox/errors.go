@@ -15,6 +15,7 @@ import (
 	"github.com/dropbox/dropbox-sdk-go-unofficial/v6/dropbox/sharing"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/backends/pacer"
 )
 
 // fail makes the error of an act on ref out of what the SDK returned for the
@@ -23,7 +24,7 @@ func (s *Store) fail(ctx context.Context, op string, ref backends.Ref, c *call, 
 	e := &backends.Error{Op: op, Client: s.client, Ref: ref}
 	switch {
 	case ctx.Err() != nil:
-		e.Err = ctx.Err()
+		e.Err = pacer.Ended(ctx, err)
 		return e
 	case errors.As(err, new(auth.BadRequest)) && s.tokenIsGarbage(ctx):
 		e.Err = fmt.Errorf("%w: Dropbox cannot read the token", backends.ErrAuth)

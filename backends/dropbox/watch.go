@@ -130,7 +130,7 @@ func (s *Store) await(ctx context.Context, cursor string, wait time.Duration) er
 	cctx, c := newCall(pctx)
 	res, err := s.files.ListFolderLongpollContext(cctx, arg)
 	switch {
-	case err != nil && ctx.Err() == nil && pctx.Err() != nil:
+	case err != nil && ctx.Err() == nil && pctx.Err() != nil && !errors.As(err, new(*pacer.Error)):
 		return nil // time is up
 	case err != nil:
 		return s.watchError(ctx, c, err)

@@ -136,7 +136,7 @@ func (s *Store) fail(ctx context.Context, op string, ref backends.Ref, err error
 	var done *backends.Error
 	switch {
 	case ctx.Err() != nil:
-		e.Err = ctx.Err()
+		e.Err = pacer.Ended(ctx, err)
 		return e
 	case errors.As(err, &done) && done.Op == op && done.Client != "":
 		return err // said already

@@ -144,7 +144,7 @@ func signIn(err error) error {
 // fail makes the error of an act on ref.
 func (s *Store) fail(ctx context.Context, op string, ref backends.Ref, err error) error {
 	if ctx.Err() != nil {
-		return &backends.Error{Op: op, Client: s.client, Ref: ref, Err: context.Cause(ctx)}
+		return &backends.Error{Op: op, Client: s.client, Ref: ref, Err: pacer.Ended(ctx, err)}
 	}
 	var done *backends.Error
 	if errors.As(err, &done) && done.Op == op {

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/backends/pacer"
 )
 
 // errPlain: something wanted to leave TLS.
@@ -100,7 +101,7 @@ func (s *Store) sign(ctx context.Context, n session) (*http.Client, error) {
 	t, err := transport.NewWithContext(ctx, s.registry, s.creds, s.transport, scopes)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return nil, pacer.Ended(ctx, err)
 		}
 		return nil, signIn(err)
 	}
@@ -163,7 +164,7 @@ func (s *Store) do(ctx context.Context, c call, ok ...int) (*http.Response, erro
 	resp, err := client.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return nil, pacer.Ended(ctx, err)
 		}
 		var refused *transport.Error
 		if errors.As(err, &refused) { // a token that could not be renewed

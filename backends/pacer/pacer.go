@@ -52,6 +52,7 @@ type Pacer struct {
 	base http.RoundTripper
 	opts Options
 	gate *gate
+	reach
 
 	requests, retries, limited, faults, gaveUp atomic.Int64
 }
@@ -151,11 +152,27 @@ func (e *Error) Unwrap() []error {
 	return []error{e.Kind, e.Err}
 }
 
+// Ended is why an act came to nothing whose ctx is done and whose last request
+// failed with err: what had gone wrong when the time ran out, where that is
+// known, and the cause of ctx's end otherwise.
+func Ended(ctx context.Context, err error) error {
+	var met *Error
+	if ctx.Err() == context.DeadlineExceeded && errors.As(err, &met) {
+		return met
+	}
+	return context.Cause(ctx)
+}
+
 // RoundTrip sends req once a slot is free, and again after passing faults as
 // long as the ceiling on waiting allows; then it fails with an *Error. A
 // request whose body cannot be had again (GetBody is nil) is sent once: its
-// answer is handed on whatever it is, though the account pauses as asked. A
-// wait ends at once with the context's error when req's context is done.
+// answer is handed on whatever it is, though the account pauses as asked. Of the
+// requests to a host that has stopped to answer, one is sent now and then, for
+// all of them.
+//
+// A wait ends at once when req's context is done: with the context's error when
+// that was cancelled or nothing had gone wrong yet, and with the *Error of what
+// had when its time has run out.
 func (p *Pacer) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	m := marksOf(ctx)
@@ -171,9 +188,29 @@ func (p *Pacer) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}()
 
+	var gave *Error // for what the last try met
+	ended := func() error {
+		if gave == nil || ctx.Err() != context.DeadlineExceeded {
+			return ctx.Err()
+		}
+		p.gaveUp.Add(1)
+		return gave
+	}
 	for try := 1; ; try++ {
-		left, err := p.gate.enter(ctx, m.class, budget)
+		left, err := p.reach.enter(ctx, req.URL.Host, budget)
 		if err != nil {
+			gave = &Error{Kind: backends.ErrUnreachable, Tries: try - 1, Err: err}
+			if ctx.Err() != nil {
+				return nil, ended()
+			}
+			p.gaveUp.Add(1)
+			return nil, gave
+		}
+		left, err = p.gate.enter(ctx, m.class, left)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, ended()
+			}
 			var paused *pausedError
 			if errors.As(err, &paused) {
 				p.gaveUp.Add(1)
@@ -197,9 +234,13 @@ func (p *Pacer) RoundTrip(req *http.Request) (*http.Response, error) {
 		sent = true
 		resp, stuck, err := p.send(req, body, m)
 		if ctx.Err() != nil && err != nil {
-			return nil, ctx.Err()
+			return nil, ended()
 		}
 		d, permanent := p.judge(resp, err)
+		deaf := false
+		if err == nil || d.Fault == Failing && !permanent {
+			deaf = p.reach.saw(req.URL.Host, err)
+		}
 		if d.Fault == None {
 			return resp, err
 		}
@@ -209,7 +250,9 @@ func (p *Pacer) RoundTrip(req *http.Request) (*http.Response, error) {
 			again = false
 		}
 		delay := d.After
-		if delay <= 0 {
+		if deaf {
+			delay = 0 // until the next knock
+		} else if delay <= 0 {
 			delay = p.backoff(try)
 		}
 		if d.Fault == Limited {
@@ -220,27 +263,24 @@ func (p *Pacer) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		// A try that hung until it was given up has been a wait as well.
 		budget -= stuck
-		if !again || permanent || delay > budget {
-			p.gaveUp.Add(1)
-			gave := &Error{Kind: backends.ErrUnreachable, Tries: try, RetryAfter: d.After, Err: err}
-			switch {
-			case d.Fault != Failing:
-				gave.Kind = backends.ErrBusy
-			case permanent:
-				gave.Kind = backends.ErrUntrusted
-			}
-			if resp != nil {
-				gave.Status = resp.StatusCode
-				discard(resp)
-			}
-			return nil, gave
+		gave = &Error{Kind: backends.ErrUnreachable, Tries: try, RetryAfter: d.After, Err: err}
+		switch {
+		case d.Fault != Failing:
+			gave.Kind = backends.ErrBusy
+		case permanent:
+			gave.Kind = backends.ErrUntrusted
 		}
 		if resp != nil {
+			gave.Status = resp.StatusCode
 			discard(resp)
 		}
+		if !again || permanent || delay > budget || budget <= 0 {
+			p.gaveUp.Add(1)
+			return nil, gave
+		}
 		if d.Fault != Limited { // otherwise the gate waits
-			if err := sleep(ctx, delay); err != nil {
-				return nil, err
+			if sleep(ctx, delay) != nil {
+				return nil, ended()
 			}
 			budget -= delay
 		}

@@ -264,20 +264,34 @@ func TestALongerPauseReachesWhoWaits(t *testing.T) {
 	})
 }
 
-func TestCancelEndsEveryWait(t *testing.T) {
-	for name, steps := range map[string][]func(*http.Request) (*http.Response, error){
-		"back-off": repeat(9, status(500, "")),
-		"pause":    repeat(9, status(429, "Retry-After: 30")),
-		"silence":  repeat(9, hangs),
+// TestEveryWaitEnds: whoever stops to wait hears of that, and whose time has run
+// out of what was the matter, where that is known.
+func TestEveryWaitEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		step func(*http.Request) (*http.Response, error)
+		err  error
+	}{
+		"back-off":   {status(500, ""), backends.ErrUnreachable},
+		"pause":      {status(429, "Retry-After: 30"), backends.ErrBusy},
+		"silence":    {hangs, context.DeadlineExceeded},
+		"no network": {fails(dial), dial},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := New(newScript(steps...), Options{})
+				p := New(newScript(repeat(9, c.step)...), Options{})
 				begin := time.Now()
-				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-				defer cancel()
+				ctx, cancel := context.WithCancel(t.Context())
+				time.AfterFunc(100*time.Millisecond, cancel)
 				_, _, err := do(p, request(ctx, ""))
-				if !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != 100*time.Millisecond {
+				if err != context.Canceled || time.Since(begin) != 100*time.Millisecond {
+					t.Errorf("cancelled: %v after %v", err, time.Since(begin))
+				}
+				p = New(newScript(repeat(9, c.step)...), Options{})
+				begin = time.Now()
+				ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
+				defer cancel()
+				_, _, err = do(p, request(ctx, ""))
+				if !errors.Is(err, c.err) || time.Since(begin) != 100*time.Millisecond {
 					t.Errorf("got %v after %v", err, time.Since(begin))
 				}
 				if st := p.Stats(); st.Active != 0 || st.Waiting != 0 {
@@ -286,6 +300,77 @@ func TestCancelEndsEveryWait(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestNoAnswer: many want something of a host that does not answer. It is asked
+// seldom, each of them learns why, and once it is back all get what they wanted.
+func TestNoAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		back, asked, others := false, 0, 0
+		p := New(transport(func(r *http.Request) (*http.Response, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if r.URL.Host != "service.test" {
+				others++
+				return reply(r, 200, "", "ok"), nil
+			}
+			asked++
+			if !back {
+				return nil, dial
+			}
+			return reply(r, 200, "", "ok"), nil
+		}), Options{Concurrency: 4})
+		for minute := range 5 {
+			for range 12 {
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				var wg sync.WaitGroup
+				for range 20 {
+					wg.Go(func() {
+						if _, _, err := do(p, request(ctx, "")); !errors.Is(err, dial) {
+							t.Errorf("minute %d: %v", minute, err)
+						}
+					})
+				}
+				elsewhere := request(ctx, "")
+				elsewhere.URL.Host = "other.test"
+				if _, _, err := do(p, elsewhere); err != nil {
+					t.Error("another host:", err)
+				}
+				wg.Wait()
+				cancel()
+			}
+		}
+		if asked > 200 || others != 60 {
+			t.Errorf("asked %d times in five minutes, the other host %d times", asked, others)
+		}
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				if _, _, err := do(p, request(t.Context(), "")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		time.Sleep(10 * time.Second)
+		mu.Lock()
+		back, asked = true, 0
+		mu.Unlock()
+		begin := time.Now()
+		if _, _, err := do(p, request(t.Context(), "")); err != nil || time.Since(begin) > maxKnock {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+		wg.Wait()
+		if d := time.Since(begin); d > maxKnock {
+			t.Errorf("those who waited heard of it after %v", d)
+		}
+		if asked != 21 {
+			t.Errorf("asked %d times for 21 answers", asked)
+		}
+		if st := p.Stats(); st.Active != 0 || st.Waiting != 0 || len(p.deaf) != 0 {
+			t.Errorf("afterwards %+v, %d hosts do not answer", st, len(p.deaf))
+		}
+	})
 }
 
 type closed struct {
