@@ -355,6 +355,7 @@ type Preparer interface {
 // before all of it is known forgoes that.
 type Deduplicator interface {
 	Pusher
+	Tagger
 	// Deduplicates does nothing: it tells such stores from others.
 	Deduplicates()
 }

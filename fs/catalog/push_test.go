@@ -3,10 +3,7 @@ package catalog
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -405,31 +402,5 @@ func TestTimeSetDuringPush(t *testing.T) {
 	s.Finish(true)
 	if got := cl.Modified(img); !got.Equal(then) {
 		t.Errorf("modified %v, want %v", got, then)
-	}
-}
-
-// TestHead: the beginning of a file has one checksum, whatever pieces it is
-// written in.
-func TestHead(t *testing.T) {
-	data := squash(t, 9, aheadMin+100_000)
-	sum := sha256.Sum256(data[:aheadMin])
-	want := hex.EncodeToString(sum[:])
-	for _, step := range []int{len(data), 1 << 20, 1_000_003} {
-		s := newPrefixSums()
-		for off := 0; off < len(data); off += step {
-			if early := s.head != "" && off < aheadMin; early {
-				t.Errorf("in steps of %d: a checksum after %d bytes", step, off)
-			}
-			s.wrote(data[off:min(off+step, len(data))], int64(off))
-		}
-		if s.head != want {
-			t.Errorf("in steps of %d: %q, want %q", step, s.head, want)
-		}
-		if _, all, ok := s.whole(int64(len(data))); !ok || all != fmt.Sprintf("%x", sha256.Sum256(data)) {
-			t.Errorf("in steps of %d: the whole has %q", step, all)
-		}
-		if s.truncated(0); s.head != "" {
-			t.Error("a file that was emptied has a beginning")
-		}
 	}
 }

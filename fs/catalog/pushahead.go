@@ -21,7 +21,6 @@ type prefixSums struct {
 	md5, sha256 hash.Hash
 	n           int64
 	broken      bool
-	head        string // SHA-256 of the first aheadMin bytes, once they are written
 }
 
 func newPrefixSums() *prefixSums { return &prefixSums{md5: md5.New(), sha256: sha256.New()} }
@@ -30,21 +29,12 @@ func (s *prefixSums) wrote(p []byte, off int64) {
 	switch {
 	case s.broken:
 	case off == s.n:
-		if k := aheadMin - s.n; k > 0 && k <= int64(len(p)) {
-			s.take(p[:k])
-			s.head = hex.EncodeToString(s.sha256.Sum(nil))
-			p = p[k:]
-		}
-		s.take(p)
+		s.md5.Write(p)
+		s.sha256.Write(p)
+		s.n += int64(len(p))
 	default:
 		s.broken = true
 	}
-}
-
-func (s *prefixSums) take(p []byte) {
-	s.md5.Write(p)
-	s.sha256.Write(p)
-	s.n += int64(len(p))
 }
 
 func (s *prefixSums) truncated(size int64) {
@@ -123,10 +113,10 @@ func (s *Staged) startAhead() {
 	a := &aheadUpload{wake: make(chan struct{}, 1), moved: make(chan struct{}), done: make(chan struct{})}
 	a.ctx, a.cancel = context.WithCancel(s.cl.cat.ctx)
 	s.ahead = a
-	to, head := s.to, s.sums.head
+	to := s.to
 	s.cl.cat.work.Go(func() {
 		defer close(a.done)
-		if s.cl.beganLike(a.ctx, to, head) {
+		if s.cl.hasLike(a.ctx, to, s.file) {
 			a.err = errSentBefore
 			return
 		}
@@ -140,34 +130,6 @@ func (s *Staged) startAhead() {
 // is the same, the store need not be sent it, which its digest will tell in the
 // end.
 var errSentBefore = errors.New("the store has an image that begins like it")
-
-// noteHead has the checksums of the beginnings of images that were pushed, for
-// stores that are not sent the same twice.
-const noteHead = "pushhead"
-
-func (cl *Client) headKey(to backends.Ref, head string) string {
-	return cl.Name + "/" + to.Collection + "/" + to.Name + " " + head
-}
-
-// beganLike reports whether an image that begins like that was pushed to another
-// tag of the same name, in a store that would not be sent it again.
-func (cl *Client) beganLike(ctx context.Context, to backends.Ref, head string) bool {
-	if _, ok := backends.As[backends.Deduplicator](cl.Store); !ok || head == "" {
-		return false
-	}
-	_, known, err := cl.cat.opts.Index.Note(ctx, noteHead, cl.headKey(to, head))
-	return err == nil && known
-}
-
-// began notes how an image that was pushed begins.
-func (cl *Client) began(ctx context.Context, to backends.Ref, head string) {
-	if _, ok := backends.As[backends.Deduplicator](cl.Store); !ok || head == "" {
-		return
-	}
-	if err := cl.cat.opts.Index.SetNote(ctx, noteHead, cl.headKey(to, head), []byte("1")); err != nil {
-		cl.log.Debug("how a pushed image begins is not noted", "image", to.String(), "error", err)
-	}
-}
 
 // run sends parts as they become whole, until finish or the end of a.ctx.
 func (a *aheadUpload) run(s *Staged) error {

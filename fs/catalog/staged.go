@@ -256,14 +256,8 @@ func (s *Staged) fly(ctx context.Context, f *flight) {
 	if f.err == nil {
 		s.dirty, s.pushed = false, &f.img
 	}
-	later, head := s.mtime, s.sums.head
-	if s.sums.broken {
-		head = ""
-	}
+	later := s.mtime
 	s.mu.Unlock()
-	if f.err == nil {
-		s.cl.began(s.cl.cat.ctx, f.img.Ref, head)
-	}
 	if f.err == nil && !later.Equal(mtime) {
 		// It was set while the push was under way.
 		_ = s.cl.SetModified(s.cl.cat.ctx, f.img, later)

@@ -107,6 +107,28 @@ func TestRegistryPushFaults(t *testing.T) {
 	}
 }
 
+// TestSentBefore: a large image that another machine has pushed is not sent again
+// under a second tag, and what is looked at to know that is little.
+func TestSentBefore(t *testing.T) {
+	real := startRegistry(t, registryOptions{})
+	f := behind(t, real)
+	d := f.mount(t)
+	theirs := real.mount(t)
+	one, other := imagetest.SIF(t, imagetest.Opts{Seed: 4, ExtraBytes: 40 << 20}), imagetest.SIF(t, imagetest.Opts{Seed: 5, ExtraBytes: 40 << 20})
+	theirs.run("mkdir lab/x && cp %s lab/x/a:1.simg && cp %s lab/x/a:2.simg", one, other)
+	d.run("mkdir lab/x; cp %s lab/x/a:3.simg", one)
+	f.mu.Lock()
+	sent, fetched := f.taken, f.served
+	f.mu.Unlock()
+	if sent > 0 || fetched > 512<<10 {
+		t.Errorf("%d bytes were sent and %d fetched", sent, fetched)
+	}
+	theirs.run("cmp %s lab/x/a:3.simg", one)
+	fresh := imagetest.SIF(t, imagetest.Opts{Seed: 6, ExtraBytes: 40 << 20})
+	d.run("cp %s lab/x/a:4.simg", fresh)
+	theirs.run("cmp %s lab/x/a:4.simg", fresh)
+}
+
 // TestRegistryPushResumes: a daemon that is killed in the middle of a push to a
 // registry leaves it to the next one, which sends what is missing and no more.
 func TestRegistryPushResumes(t *testing.T) {

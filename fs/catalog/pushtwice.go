@@ -1,0 +1,82 @@
+package catalog
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sregfs/sregfs/backends"
+)
+
+const (
+	// likePiece is how much of two images is compared: at their beginnings, where
+	// a SIF has its identity and its time (SIF specification, "Global header"),
+	// and again at aheadMin.
+	likePiece = 64 << 10
+	// likeTags and likeAtOnce bound how many tags are looked at.
+	likeTags, likeAtOnce = 256, 8
+)
+
+// hasLike reports whether the repository that to is pushed to has an image that
+// begins like file, of which aheadMin bytes are there, in a store that need not
+// be sent what it has. It looks at what the cache has of the other images, and
+// else fetches that little of them. What cannot be found out is a no: then more
+// is sent than had to be.
+func (cl *Client) hasLike(ctx context.Context, to backends.Ref, file io.ReaderAt) bool {
+	store, ok := backends.As[backends.Deduplicator](cl.Store)
+	if !ok || cl.cat.opts.Cache == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, moment, errMoment)
+	defer cancel()
+	tags, err := store.Tags(ctx, to.Collection, to.Name)
+	if err != nil {
+		return false
+	}
+	var (
+		found atomic.Bool
+		seen  sync.Map // of content keys
+		g     errgroup.Group
+	)
+	g.SetLimit(likeAtOnce)
+	for _, tag := range tags[:min(len(tags), likeTags)] {
+		g.Go(func() error {
+			ref := to
+			ref.Tag = tag
+			img, err := cl.Find(ctx, ref)
+			if err != nil || img.Layered || img.Size < aheadMin {
+				return nil
+			}
+			if _, again := seen.LoadOrStore(img.ContentKey(cl.Name), true); !again && cl.like(ctx, img, file) {
+				found.Store(true)
+				cancel() // the others need not be looked at
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	return found.Load()
+}
+
+// like reports whether img and file are the same in what is compared.
+func (cl *Client) like(ctx context.Context, img backends.Image, file io.ReaderAt) bool {
+	obj, err := cl.cat.opts.Cache.Object(cl.spec(img))
+	if err != nil {
+		return false
+	}
+	defer obj.Close()
+	ours, theirs := make([]byte, likePiece), make([]byte, likePiece)
+	for _, off := range []int64{0, aheadMin - likePiece} {
+		if _, err := file.ReadAt(ours, off); err != nil {
+			return false
+		}
+		if _, err := obj.ReadAt(ctx, theirs, off); err != nil && err != io.EOF || !bytes.Equal(ours, theirs) {
+			return false
+		}
+	}
+	return true
+}
