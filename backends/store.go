@@ -350,6 +350,14 @@ type Preparer interface {
 	Prepare()
 }
 
+// Reacher is a store that knows whether its service answers.
+type Reacher interface {
+	// Unreachable is what the last requests met to a host that has stopped to
+	// answer, an ErrUnreachable; nil while all answer or nobody has asked of
+	// late. It asks nobody itself.
+	Unreachable() error
+}
+
 // Deduplicator is a store that takes an image without being sent it when it has
 // the same bytes under another tag of that name. Whoever sends parts of an image
 // before all of it is known forgoes that.

@@ -65,6 +65,7 @@ var Client = backends.Client{
 type Store struct {
 	client   string // its name in the tree
 	log      *slog.Logger
+	paced    *pacer.Pacer
 	files    files.ContextClient
 	sharing  sharing.ContextClient
 	users    users.ContextClient
@@ -94,6 +95,7 @@ var (
 	_ backends.CaseFolder = (*Store)(nil)
 	_ backends.Placer     = (*Store)(nil)
 	_ backends.Preparer   = (*Store)(nil)
+	_ backends.Reacher    = (*Store)(nil)
 
 	_ backends.CollectionFinder = (*Store)(nil)
 )
@@ -145,6 +147,7 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 		URLGenerator: hosts.route,
 	}
 	return &Store{
+		paced:    paced,
 		client:   s.Client,
 		log:      s.Log,
 		files:    files.NewContext(conf),
@@ -158,6 +161,9 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 
 // Prepare makes a connection ready for a download.
 func (s *Store) Prepare() { s.connect() }
+
+// Unreachable is what the last requests met, if Dropbox has stopped to answer.
+func (s *Store) Unreachable() error { return s.paced.Unreachable() }
 
 // Place tells accounts and services apart.
 func (s *Store) Place() string { return s.place }

@@ -94,6 +94,7 @@ var Client = backends.Client{
 type Store struct {
 	client  string // its name in the tree
 	log     *slog.Logger
+	paced   *pacer.Pacer
 	connect func() // makes a connection ready
 	base    string // "https://www.googleapis.com", without a slash at the end
 	http    *http.Client
@@ -134,6 +135,7 @@ var (
 	_ backends.Accounter = (*Store)(nil)
 	_ backends.Placer    = (*Store)(nil)
 	_ backends.Preparer  = (*Store)(nil)
+	_ backends.Reacher   = (*Store)(nil)
 
 	_ backends.CollectionFinder = (*Store)(nil)
 )
@@ -177,6 +179,7 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 		return nil, &backends.Error{Op: "open", Client: s.Client, Err: err}
 	}
 	st := &Store{
+		paced:   paced,
 		client:  s.Client,
 		log:     s.Log,
 		connect: func() { s.Connect(base) },
@@ -207,6 +210,9 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 
 // Prepare makes a connection ready for a download.
 func (s *Store) Prepare() { s.connect() }
+
+// Unreachable is what the last requests met, if Drive has stopped to answer.
+func (s *Store) Unreachable() error { return s.paced.Unreachable() }
 
 // Place tells accounts, folders and services apart.
 func (s *Store) Place() string {

@@ -117,6 +117,7 @@ type Store struct {
 	connect   func() // makes a connection ready
 	creds     *credentials
 	transport http.RoundTripper
+	paced     *pacer.Pacer
 	platform  platform
 	unlisted  bool
 	parallel  int
@@ -139,6 +140,7 @@ var (
 	_ backends.Tagger   = (*Store)(nil)
 	_ backends.Placer   = (*Store)(nil)
 	_ backends.Preparer = (*Store)(nil)
+	_ backends.Reacher  = (*Store)(nil)
 	_ backends.Store    = (*Writer)(nil)
 	_ backends.Pusher   = (*Writer)(nil)
 	_ backends.Remover  = (*Writer)(nil)
@@ -194,13 +196,14 @@ func (v service) openStore(s backends.Settings) (backends.Store, error) {
 	if parallel <= 0 {
 		parallel = defaultParallel
 	}
+	// Parts of uploads run as background requests: see package dropbox.
+	paced := pacer.New(s.Transport, pacer.Options{Concurrency: (parallel*4 + 2) / 3, Log: s.Log})
 	st := &Store{
+		paced:  paced,
 		client: s.Client, log: s.Log, registry: registry, base: scheme + "://" + host, creds: creds,
 		connect: func() { s.Connect(scheme + "://" + host) },
 		transport: &guard{
-			plain: plain, host: host, agent: s.UserAgent,
-			// Parts of uploads run as background requests: see package dropbox.
-			next: pacer.New(s.Transport, pacer.Options{Concurrency: (parallel*4 + 2) / 3, Log: s.Log}),
+			plain: plain, host: host, agent: s.UserAgent, next: paced,
 		},
 		platform: newPlatform(s.Lookup(OSSetting), s.Lookup(ArchitectureSetting)),
 		parallel: parallel,
@@ -218,6 +221,9 @@ func (v service) openStore(s backends.Settings) (backends.Store, error) {
 // Prepare makes a connection to the registry ready. Where it sends its readers
 // for blobs is not known in advance.
 func (s *Store) Prepare() { s.connect() }
+
+// Unreachable is what the last requests met, if the registry has stopped to answer.
+func (s *Store) Unreachable() error { return s.paced.Unreachable() }
 
 // parseAddress splits a registry's address, which may be a host alone.
 func parseAddress(address string) (host string, plain bool, err error) {

@@ -94,6 +94,16 @@ type Stats struct {
 	PausedUntil time.Time
 }
 
+// Unreachable is what the last request met to a host that has stopped to answer,
+// as an *Error of kind backends.ErrUnreachable; nil when none has, or that was
+// minutes ago.
+func (p *Pacer) Unreachable() error {
+	if err := p.reach.silence(); err != nil {
+		return &Error{Kind: backends.ErrUnreachable, Err: err}
+	}
+	return nil
+}
+
 // Stats returns the counters.
 func (p *Pacer) Stats() Stats {
 	s := Stats{

@@ -344,6 +344,9 @@ func TestNoAnswer(t *testing.T) {
 		if asked > 200 || others != 60 {
 			t.Errorf("asked %d times in five minutes, the other host %d times", asked, others)
 		}
+		if err := p.Unreachable(); !errors.Is(err, dial) || !errors.Is(err, backends.ErrUnreachable) {
+			t.Errorf("meanwhile it says %v", err)
+		}
 		var wg sync.WaitGroup
 		for range 20 {
 			wg.Go(func() {
@@ -367,8 +370,8 @@ func TestNoAnswer(t *testing.T) {
 		if asked != 21 {
 			t.Errorf("asked %d times for 21 answers", asked)
 		}
-		if st := p.Stats(); st.Active != 0 || st.Waiting != 0 || len(p.deaf) != 0 {
-			t.Errorf("afterwards %+v, %d hosts do not answer", st, len(p.deaf))
+		if st := p.Stats(); st.Active != 0 || st.Waiting != 0 || p.Unreachable() != nil {
+			t.Errorf("afterwards %+v, %v", st, p.Unreachable())
 		}
 	})
 }

@@ -13,6 +13,9 @@ const (
 	// maxKnock bounds the wait between two knocks. That is also how late at most
 	// it is noticed that a host is back.
 	maxKnock = 2 * time.Second
+	// recently is how long ago the last try may be for a host to count as out of
+	// reach: whoever follows a feed asks again within two minutes.
+	recently = 150 * time.Second
 )
 
 // reach keeps account of the hosts that do not answer. Such a host is only
@@ -26,6 +29,7 @@ type reach struct {
 type deafness struct {
 	tries int           // without an answer, since the last one
 	err   error         // of the last of them
+	at    time.Time     // of the last of them
 	next  time.Time     // when it may be knocked at again
 	over  chan struct{} // closed when it answers
 }
@@ -66,6 +70,19 @@ func (r *reach) enter(ctx context.Context, host string, budget time.Duration) (t
 	}
 }
 
+// silence is what the last request met to a host that is knocked at, nil when
+// none has been of late.
+func (r *reach) silence() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, d := range r.deaf {
+		if d.tries >= deafAfter && time.Since(d.at) < recently {
+			return d.err
+		}
+	}
+	return nil
+}
+
 // saw takes note of what came of a try: nil for an answer of any kind. It reports
 // whether the host is knocked at from now on.
 func (r *reach) saw(host string, err error) (deaf bool) {
@@ -86,6 +103,6 @@ func (r *reach) saw(host string, err error) (deaf bool) {
 		}
 		r.deaf[host] = d
 	}
-	d.tries, d.err = min(d.tries+1, deafAfter+16), err
+	d.tries, d.err, d.at = min(d.tries+1, deafAfter+16), err, time.Now()
 	return d.tries >= deafAfter
 }

@@ -263,6 +263,33 @@ func TestFirstListing(t *testing.T) {
 	}
 }
 
+// mute is a store whose service does not answer.
+type mute struct{ backends.Store }
+
+func (m mute) Unwrap() backends.Store { return m.Store }
+
+func (mute) Unreachable() error {
+	return fmt.Errorf("%w: connection refused", backends.ErrUnreachable)
+}
+
+// TestFirstListingMute: nobody waits long for the first listing of a service that
+// does not answer.
+func TestFirstListingMute(t *testing.T) {
+	slow := backendtest.Wrap(backendtest.Memory(), func(ctx context.Context, call backendtest.Call) error {
+		if call.Op == "List" {
+			<-ctx.Done()
+		}
+		return ctx.Err()
+	})
+	c := open(t, t.TempDir(), map[string]backends.Store{"mem": mute{slow}})
+	c.Start()
+	ctx, cancel := context.WithTimeout(t.Context(), firstListing/2)
+	defer cancel()
+	if err := c.Client("mem").Listed(ctx); !errors.Is(err, backends.ErrUnreachable) || !strings.Contains(err.Error(), "mem: remote cannot be reached: connection refused") {
+		t.Errorf("listed: %v", err)
+	}
+}
+
 func TestVersions(t *testing.T) {
 	m := backendtest.Memory()
 	c := open(t, t.TempDir(), map[string]backends.Store{"mem": m})

@@ -14,8 +14,9 @@ const (
 	// feedWait is how long one question to a change feed may stay open.
 	feedWait = 90 * time.Second
 	// firstListing is how long a directory may wait for a listing that has
-	// never been made.
+	// never been made, knocking how long for a service that does not answer.
 	firstListing = time.Minute
+	knocking     = 5 * time.Second
 	retryMin     = time.Second
 	retryMax     = 2 * time.Minute
 )
@@ -155,10 +156,20 @@ func (cl *Client) Listed(ctx context.Context) error {
 		return cl.Refresh(ctx)
 	}
 	s.poke()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-attempt:
+	for waiting, began := true, time.Now(); waiting; {
+		select {
+		case <-ctx.Done():
+			if err := cl.Unreachable(); err != nil && ctx.Err() == context.DeadlineExceeded {
+				return err
+			}
+			return context.Cause(ctx)
+		case <-attempt:
+			waiting = false
+		case <-time.After(time.Second):
+			if err := cl.Unreachable(); err != nil && time.Since(began) > knocking {
+				return err
+			}
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -166,6 +177,20 @@ func (cl *Client) Listed(ctx context.Context) error {
 		return nil
 	}
 	return s.err
+}
+
+// Unreachable is why the service behind the client does not answer, as far as that
+// is known without asking it; nil while it does.
+func (cl *Client) Unreachable() error {
+	r, ok := backends.As[backends.Reacher](cl.Store)
+	if !ok {
+		return nil
+	}
+	err := r.Unreachable()
+	if err == nil {
+		return nil
+	}
+	return &backends.Error{Op: "list", Client: cl.Name, Err: err}
 }
 
 // Refresh lists the client now and returns when that is done.

@@ -176,6 +176,9 @@ func (s *Server) Status(ctx context.Context) Status {
 		if l.Known {
 			c.At = l.At
 		}
+		if l.Err == nil {
+			l.Err = cl.Unreachable()
+		}
 		if l.Err != nil {
 			c.Error = l.Err.Error()
 		}
