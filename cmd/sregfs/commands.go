@@ -55,20 +55,21 @@ func inTree(rel string) (client string, ref backends.Ref, ok bool) {
 }
 
 // joinMount takes in the registries that the running mount was given, so that
-// commands know its clients. What the command itself was given goes before.
-func (e *environment) joinMount(ctx context.Context) {
+// commands know its clients. What the command itself was given goes before. It
+// returns how the mount stands, the zero value when there is none.
+func (e *environment) joinMount(ctx context.Context) (st control.Status) {
 	d, err := control.Dial(ctx, e.cacheDir())
 	if err != nil {
-		return
+		return st
 	}
-	st, err := d.Status(ctx)
-	if err != nil {
-		return
+	if st, err = d.Status(ctx); err != nil {
+		return control.Status{}
 	}
 	known := map[string]string{}
 	maps.Copy(known, st.Registries)
 	maps.Copy(known, e.Registry)
 	e.Registry = known
+	return st
 }
 
 // target is what a user named an image by, a path in a mount or a URI. The client
@@ -275,9 +276,13 @@ func (e *environment) forget(ctx context.Context, arg string, bytes bool) error 
 
 type clientsCmd struct{}
 
-// Run lists the clients: those that are set up, and what the others lack.
+// Run lists the clients: those that are set up, with what the running mount has
+// met of trouble with them, and what the others lack.
 func (c *clientsCmd) Run(ctx context.Context, e *environment) error {
-	e.joinMount(ctx)
+	trouble := map[string]string{}
+	for _, cl := range e.joinMount(ctx).Clients {
+		trouble[cl.Name] = cl.Error
+	}
 	list, err := e.openEach(ctx)
 	if err != nil {
 		return err
@@ -290,6 +295,8 @@ func (c *clientsCmd) Run(ctx context.Context, e *environment) error {
 			state = be.Err.Error() + "; " + be.Hint
 		case o.err != nil:
 			state = "fails: " + o.err.Error()
+		case trouble[o.client.Name] != "":
+			state = "set up, but " + trouble[o.client.Name]
 		}
 		name := o.client.Name
 		if len(o.client.Aliases) > 0 {

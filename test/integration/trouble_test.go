@@ -154,7 +154,11 @@ func TestRefusedToken(t *testing.T) {
 	if !strings.Contains(out, "sregfs login dropbox") {
 		t.Errorf("status does not say what to do:\n%s", out)
 	}
-	for what, text := range map[string]string{"the log": d.log.String(), "status": out} {
+	clients := d.run("%s clients", program)
+	if !strings.Contains(clients, "set up, but ") {
+		t.Errorf("clients does not say that the token was refused:\n%s", clients)
+	}
+	for what, text := range map[string]string{"the log": d.log.String(), "status": out, "clients": clients} {
 		if strings.Contains(text, "wrong-secret-token") {
 			t.Errorf("the token is in %s:\n%s", what, text)
 		}
