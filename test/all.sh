@@ -23,7 +23,16 @@ clean_up() {
 	rm -rf --one-file-system "$scratch"
 }
 trap clean_up EXIT
-trap 'exit 130' INT TERM
+# A step runs in a process group of its own, or the shell would wait for its end
+# before it heeds a signal.
+set -m
+running=
+stop() {
+	trap - INT TERM
+	[ -z "$running" ] || { kill -TERM -- "-$running" && wait "$running"; } 2>/dev/null || true
+	exit 130
+}
+trap stop INT TERM
 
 # gotest ARGS... - go test, read by test/summary.
 gotest() {
@@ -85,7 +94,7 @@ halves() {
 	local names half pids=() pid status=0
 	names=$(go test -tags integration -list '^Test' ./test/integration | grep '^Test')
 	set -m # process groups of their own, by which they are interrupted
-	trap 'for pid in "${pids[@]}"; do kill -INT -- "-$pid" || true; done' INT TERM
+	trap 'for pid in "${pids[@]}"; do kill -TERM -- "-$pid" || true; done' INT TERM
 	for half in 0 1; do
 		onmounts -timeout "$1" -run "^($(awk "NR % 2 == $half" <<<"$names" | paste -sd'|'))\$" ./test/integration &
 		pids+=($!)
@@ -139,11 +148,13 @@ record() {
 	local step=$1 start=$SECONDS verdict=ok
 	rm -f "$scratch"/total*
 	printf '\n== %s\n' "$step"
-	# In a subshell with -e off: a step is a chain of its own.
-	if ! ("$step"); then
+	("$step") & # in a subshell with -e off: a step is a chain of its own
+	running=$!
+	if ! wait "$running"; then
 		verdict=FAILED
 		failed=1
 	fi
+	running=
 	table+=$(printf '  %-16s %-7s %4d s  %s' "$step" $verdict $((SECONDS - start)) \
 		"$(cat "$scratch"/total* 2>/dev/null | paste -sd';' | sed 's/;/; /g')")$'\n'
 }
