@@ -17,8 +17,10 @@ const (
 	// a SIF has its identity and its time (SIF specification, "Global header"),
 	// and again at aheadMin.
 	likePiece = 64 << 10
-	// likeTags and likeAtOnce bound how many tags are looked at.
-	likeTags, likeAtOnce = 256, 8
+	// likeTags bounds how many tags are looked at, likeAsked how many of which
+	// nothing is known, since registries count such questions, and likeAtOnce how
+	// many at a time.
+	likeTags, likeAsked, likeAtOnce = 256, 16, 8
 )
 
 // hasLike reports whether the repository that to is pushed to has an image that
@@ -39,6 +41,7 @@ func (cl *Client) hasLike(ctx context.Context, to backends.Ref, file io.ReaderAt
 	}
 	var (
 		found atomic.Bool
+		asked atomic.Int32
 		seen  sync.Map // of content keys
 		g     errgroup.Group
 	)
@@ -47,7 +50,10 @@ func (cl *Client) hasLike(ctx context.Context, to backends.Ref, file io.ReaderAt
 		g.Go(func() error {
 			ref := to
 			ref.Tag = tag
-			img, err := cl.Find(ctx, ref)
+			img, known, err := cl.cat.opts.Index.Lookup(ctx, cl.Name, ref.Dir(), ref.File(), cl.fold)
+			if err == nil && !known && asked.Add(1) <= likeAsked {
+				img, err = cl.ask(ctx, ref.Dir(), ref)
+			}
 			if err != nil || img.Layered || img.Size < aheadMin {
 				return nil
 			}
