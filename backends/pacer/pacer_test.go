@@ -206,17 +206,12 @@ func TestPauseIsForTheWholeAccount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScript(status(429, "Retry-After: 20"))
 		p := New(s, Options{Concurrency: 1})
-		var order []string
-		var mu sync.Mutex
 		var wg sync.WaitGroup
 		send := func(name string, ctx context.Context) {
 			wg.Go(func() {
-				if _, _, err := do(p, request(ctx, "")); err != nil {
+				if _, _, err := do(p, request(ctx, name)); err != nil {
 					t.Errorf("%s: %v", name, err)
 				}
-				mu.Lock()
-				order = append(order, name)
-				mu.Unlock()
 			})
 			synctest.Wait()
 		}
@@ -233,7 +228,7 @@ func TestPauseIsForTheWholeAccount(t *testing.T) {
 			t.Errorf("a short ceiling: %v after %v, want ErrBusy at once", err, time.Since(begin))
 		}
 		wg.Wait()
-		if got := strings.Join(order, " "); got != "first demand background" {
+		if got := strings.Join(s.body, " "); got != "first first demand background" {
 			t.Errorf("order %q", got)
 		}
 		for _, at := range s.at[1:] {
