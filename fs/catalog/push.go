@@ -64,14 +64,24 @@ func (s *Staged) push(ctx context.Context, mtime time.Time) (img backends.Image,
 		return img, &backends.Error{Op: "resume push", Client: cl.Name, Ref: to, Err: backends.ErrStale,
 			Hint: "the remote has something newer under this name; the bytes are kept in " + s.file.Path()}
 	}
+	current, err := s.settleJournal(ctx)
+	if err != nil {
+		return img, err
+	}
 	// The file is whole: should this program end while the parts that were sent
 	// ahead are on their way, the next run finishes the push.
 	if err := s.file.Update(func(m *staging.Meta) {
 		m.State, m.Size, m.MD5, m.SHA256, m.Replaces = staging.Uploading, size, content.MD5, content.SHA256, seen
+		if !current {
+			m.UploadState = ""
+		}
 	}); err != nil {
 		return img, err
 	}
-	up := s.takeAhead()
+	up := s.takeAhead(ctx)
+	if ctx.Err() != nil {
+		return img, context.Cause(ctx)
+	}
 	if up == nil {
 		resume := ""
 		if s.mayResume() {

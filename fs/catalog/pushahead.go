@@ -67,10 +67,14 @@ type aheadUpload struct {
 	cancel context.CancelFunc
 	wake   chan struct{} // something was written, or it is time to finish
 	done   chan struct{} // closed when nothing of it runs any more
+	// stopLooking ends the look whether the store has such an image already.
+	stopLooking context.CancelFunc
 
 	// Guarded by Staged.mu.
 	next   int64 // parts below it are sent or on their way
 	finish bool  // no more will be written
+	// journaled: the journal names this upload.
+	journaled bool
 	// sent is how many bytes the store has acknowledged, moved is closed and
 	// replaced when they become more, and lead is how far a writer may be
 	// ahead of them, 0 while that is not known.
@@ -112,12 +116,19 @@ func (s *Staged) startAhead() {
 	}
 	a := &aheadUpload{wake: make(chan struct{}, 1), moved: make(chan struct{}), done: make(chan struct{})}
 	a.ctx, a.cancel = context.WithCancel(s.cl.cat.ctx)
+	looking, stopLooking := context.WithCancel(a.ctx)
+	a.stopLooking = stopLooking
 	s.ahead = a
 	to := s.to
 	s.cl.cat.work.Go(func() {
 		defer close(a.done)
-		if s.cl.hasLike(a.ctx, to, s.file) {
-			a.err = errSentBefore
+		defer stopLooking()
+		like := s.cl.hasLike(looking, to, s.file)
+		s.mu.Lock()
+		late := a.finish // its digest is known sooner than whether there is one
+		s.mu.Unlock()
+		if like || late {
+			a.err = errNotAhead
 			return
 		}
 		if a.up, a.err = pusher.Begin(a.ctx, to, ""); a.err == nil {
@@ -126,10 +137,9 @@ func (s *Staged) startAhead() {
 	})
 }
 
-// errSentBefore: what is written begins like an image that the store has. If it
-// is the same, the store need not be sent it, which its digest will tell in the
-// end.
-var errSentBefore = errors.New("the store has an image that begins like it")
+// errNotAhead: what is written may be an image that the store has, and so need not
+// be sent, which its digest tells when all of it is known.
+var errNotAhead = errors.New("the store may have the image")
 
 // run sends parts as they become whole, until finish or the end of a.ctx.
 func (a *aheadUpload) run(s *Staged) error {
@@ -180,7 +190,13 @@ func (a *aheadUpload) run(s *Staged) error {
 // journal writes down how far the upload has got, for the next run: stores like
 // registries take it up only exactly where it stands.
 func (a *aheadUpload) journal(s *Staged) error {
-	return s.file.Update(func(m *staging.Meta) { m.UploadState = a.up.State() })
+	if err := s.file.Update(func(m *staging.Meta) { m.UploadState = a.up.State() }); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	a.journaled = true
+	s.mu.Unlock()
+	return nil
 }
 
 // pace lets a writer wait while it is further ahead of the store than what
@@ -213,9 +229,13 @@ func (s *Staged) stopAhead() {
 	if a == nil {
 		return
 	}
-	s.ahead, s.resumable = nil, false
+	s.ahead, s.stopped, s.resumable = nil, a, false
+	a.giveUp(s.cl.cat)
+}
+
+func (a *aheadUpload) giveUp(c *Catalog) {
 	a.cancel()
-	s.cl.cat.work.Go(func() {
+	c.work.Go(func() {
 		<-a.done
 		a.abort()
 	})
@@ -227,9 +247,29 @@ func (a *aheadUpload) abort() {
 	}
 }
 
+// settleJournal waits until nothing writes to the journal any more but the commit
+// that calls it, and returns whether what the journal names as the upload holds
+// parts of the file as it is, and not as it was before a change.
+func (s *Staged) settleJournal(ctx context.Context) (current bool, err error) {
+	s.mu.Lock()
+	stopped := s.stopped
+	s.mu.Unlock()
+	if stopped != nil {
+		select {
+		case <-stopped.done:
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.resumable || s.ahead != nil && s.ahead.journaled, nil
+}
+
 // takeAhead hands over the upload for the commit once its parts have arrived;
-// nil when there is none, or when it failed and everything has to be sent.
-func (s *Staged) takeAhead() backends.Upload {
+// nil when there is none, when it failed and everything has to be sent, or when
+// ctx is done.
+func (s *Staged) takeAhead(ctx context.Context) backends.Upload {
 	s.mu.Lock()
 	a := s.ahead
 	s.ahead = nil
@@ -240,8 +280,16 @@ func (s *Staged) takeAhead() backends.Upload {
 	if a == nil {
 		return nil
 	}
+	a.stopLooking()
 	a.poke()
-	<-a.done
+	select {
+	case <-a.done:
+	case <-ctx.Done():
+		if s.cl.cat.ctx.Err() == nil { // else what was sent is for the next run
+			a.giveUp(s.cl.cat)
+		}
+		return nil
+	}
 	if a.err != nil {
 		s.cl.log.Debug("sending ahead failed; sending everything", "error", a.err)
 		a.abort()

@@ -16,18 +16,17 @@ const (
 	// likePiece is how much of two images is compared: at their beginnings, where
 	// a SIF has its identity and its time (SIF specification, "Global header"),
 	// and again at aheadMin.
-	likePiece = 64 << 10
+	likePiece = 16 << 10
 	// likeTags bounds how many tags are looked at, likeAsked how many of which
 	// nothing is known, since registries count such questions, and likeAtOnce how
 	// many at a time.
-	likeTags, likeAsked, likeAtOnce = 256, 16, 8
+	likeTags, likeAsked, likeAtOnce = 64, 16, 8
 )
 
 // hasLike reports whether the repository that to is pushed to has an image that
 // begins like file, of which aheadMin bytes are there, in a store that need not
-// be sent what it has. It looks at what the cache has of the other images, and
-// else fetches that little of them. What cannot be found out is a no: then more
-// is sent than had to be.
+// be sent what it has. It looks at the cache, and else fetches that little of the
+// other images. What cannot be found out is a no: then more is sent than had to be.
 func (cl *Client) hasLike(ctx context.Context, to backends.Ref, file io.ReaderAt) bool {
 	store, ok := backends.As[backends.Deduplicator](cl.Store)
 	if !ok || cl.cat.opts.Cache == nil {
@@ -70,19 +69,35 @@ func (cl *Client) hasLike(ctx context.Context, to backends.Ref, file io.ReaderAt
 
 // like reports whether img and file are the same in what is compared.
 func (cl *Client) like(ctx context.Context, img backends.Image, file io.ReaderAt) bool {
-	obj, err := cl.cat.opts.Cache.Object(cl.spec(img))
-	if err != nil {
-		return false
-	}
-	defer obj.Close()
 	ours, theirs := make([]byte, likePiece), make([]byte, likePiece)
 	for _, off := range []int64{0, aheadMin - likePiece} {
 		if _, err := file.ReadAt(ours, off); err != nil {
 			return false
 		}
-		if _, err := obj.ReadAt(ctx, theirs, off); err != nil && err != io.EOF || !bytes.Equal(ours, theirs) {
+		if err := cl.peek(ctx, img, theirs, off); err != nil || !bytes.Equal(ours, theirs) {
 			return false
 		}
 	}
 	return true
+}
+
+// peek fills p with img's bytes from off on, from the cache if it has them. What it
+// fetches it does not put there: nobody has asked for this image.
+func (cl *Client) peek(ctx context.Context, img backends.Image, p []byte, off int64) error {
+	spec := cl.spec(img)
+	spec.Fetcher = nil
+	if obj, err := cl.cat.opts.Cache.Object(spec); err == nil {
+		_, err = obj.ReadAt(ctx, p, off)
+		obj.Close()
+		if err == nil {
+			return nil
+		}
+	}
+	body, err := cl.Store.OpenRange(ctx, img, off, int64(len(p)))
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	_, err = io.ReadFull(body, p)
+	return err
 }

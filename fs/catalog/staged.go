@@ -24,6 +24,8 @@ type Staged struct {
 	mtime time.Time    // set by the user, zero for none
 	sums  *prefixSums
 	ahead *aheadUpload
+	// stopped is one that was given up; it may still be at work.
+	stopped *aheadUpload
 	// aheadTried: sending ahead is begun once, after a rewrite not again.
 	aheadTried bool
 	flight     *flight // the commit under way; meanwhile the bytes stay as they are
@@ -71,12 +73,13 @@ func (cl *Client) Edit(ctx context.Context, img backends.Image, truncate bool) (
 		return nil, err
 	}
 	defer c.Close()
+	s.aheadTried = true // what is only copied here is not sent ahead
 	if _, err := io.Copy(io.NewOffsetWriter(s, 0), io.NewSectionReader(readerAt{ctx, c}, 0, c.Size())); err != nil {
 		s.Discard()
 		return nil, &backends.Error{Op: "copy for editing", Client: cl.Name, Ref: img.Ref, Err: err}
 	}
 	s.mu.Lock()
-	s.dirty = false
+	s.dirty, s.aheadTried = false, false
 	s.mu.Unlock()
 	return s, nil
 }

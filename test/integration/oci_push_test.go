@@ -120,7 +120,7 @@ func TestSentBefore(t *testing.T) {
 	f.mu.Lock()
 	sent, fetched := f.taken, f.served
 	f.mu.Unlock()
-	if sent > 0 || fetched > 512<<10 {
+	if sent > 0 || fetched > 64<<10 {
 		t.Errorf("%d bytes were sent and %d fetched", sent, fetched)
 	}
 	theirs.run("cmp %s lab/x/a:3.simg", one)
