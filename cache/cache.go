@@ -149,7 +149,8 @@ type entry struct {
 	// gate is closed when the loading or removal under way has ended; nil
 	// without one.
 	gate chan struct{}
-	// idle is closed when live is unloaded; nil when nobody waits for that.
+	// idle is closed when live is unloaded or opened again; nil when nobody
+	// waits for that.
 	idle chan struct{}
 	// unread: that it exists is all that is known yet.
 	unread bool

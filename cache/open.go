@@ -180,6 +180,7 @@ func (c *Cache) handle(l *live, spec Spec) *Object {
 	o := &Object{l: l}
 	l.refs++
 	l.doomed.Store(false)
+	l.e.wake()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ctx == nil || l.ctx.Err() != nil {
@@ -255,13 +256,21 @@ func (c *Cache) letGo(l *live) {
 	c.unload(l)
 }
 
-// becomesIdle returns what is closed when nobody uses e any more. The caller
-// holds c.mu.
+// becomesIdle returns what is closed when nobody uses e any more, or somebody
+// has opened it again. The caller holds c.mu.
 func (e *entry) becomesIdle() <-chan struct{} {
 	if e.idle == nil {
 		e.idle = make(chan struct{})
 	}
 	return e.idle
+}
+
+// wake ends the wait for e to become idle. The caller holds c.mu.
+func (e *entry) wake() {
+	if e.idle != nil {
+		close(e.idle)
+		e.idle = nil
+	}
 }
 
 // unload makes l idle when nobody uses it. The caller holds c.mu.
@@ -275,10 +284,7 @@ func (c *Cache) unload(l *live) {
 	c.spill.forget(l)
 	c.stats.hits.Add(l.hits.Load())
 	e.live = nil
-	if e.idle != nil {
-		close(e.idle)
-		e.idle = nil
-	}
+	e.wake()
 	if c.closed {
 		return // the disk is closed; the next Open sweeps
 	}
@@ -332,8 +338,8 @@ func (c *Cache) Completed(key string) (done Completed, ok bool) {
 }
 
 // Remove deletes an object, its pin included, and forgets that its content was
-// found corrupt. It fails with ErrInUse while the object is open, and does
-// nothing when the key is unknown.
+// found corrupt. It fails with ErrInUse while the object is open or when it is
+// opened meanwhile, and does nothing when the key is unknown.
 func (c *Cache) Remove(key string) error {
 	name := objectName(key)
 	for {
@@ -348,8 +354,8 @@ func (c *Cache) Remove(key string) error {
 			// Closed a moment ago: its last blocks are being saved, or it is
 			// being hashed.
 			idle := e.becomesIdle()
+			l.doomed.Store(true) // under c.mu: whoever opens it undoes it
 			c.mu.Unlock()
-			l.doomed.Store(true)
 			c.settle(l)
 			<-idle
 			continue

@@ -94,7 +94,7 @@ func (c *Cache) ended() bool {
 		}
 	}
 	c.mu.Unlock()
-	enough := time.After(time.Second) // one is opened again, or its disk hangs
+	enough := time.After(time.Second) // a store or the disk hangs
 	for _, idle := range ending {
 		select {
 		case <-idle:

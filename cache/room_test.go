@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -328,6 +329,43 @@ func TestRemove(t *testing.T) {
 		if c.Pinned("k1") || len(d.names) != 0 || c.Stats().Used != 0 {
 			t.Errorf("left: %v, %+v", d, c.Stats())
 		}
+	})
+}
+
+// TestRemoveOfAnObjectOpenedAgain: Remove waits for what an object's last
+// reader left under way, but not for the next one to close it.
+func TestRemoveOfAnObjectOpenedAgain(t *testing.T) {
+	inBubble(t, Options{ReadAhead: -1}, func(t *testing.T, c *Cache, _ *memDisk) {
+		spec, src := keySpec(1, 64*blockSize)
+		held, release := io.Pipe() // a body that does not end with its context
+		src.fault = func(req int, _, _ int64, r io.Reader) (io.Reader, error) {
+			if req == 0 {
+				return io.MultiReader(held, r), nil
+			}
+			return r, nil
+		}
+		o := mustOpen(t, c, spec)
+		go o.ReadAt(context.Background(), make([]byte, 10), 0)
+		synctest.Wait()
+		o.Close()
+		removed := make(chan error, 1)
+		go func() { removed <- c.Remove("k1") }()
+		synctest.Wait()
+		o = mustOpen(t, c, spec)
+		synctest.Wait()
+		select {
+		case err := <-removed:
+			if !errors.Is(err, ErrInUse) {
+				t.Errorf("Remove: %v, want %v", err, ErrInUse)
+			}
+		default:
+			t.Error("Remove waits until the object is closed again")
+		}
+		release.Close()
+		if err := o.Fill(context.Background()); err != nil {
+			t.Errorf("Fill: %v", err)
+		}
+		o.Close()
 	})
 }
 
