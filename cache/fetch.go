@@ -267,7 +267,7 @@ func (l *live) unsure(first, end int) {
 // what is present. It reports whether the transfer should go on.
 func (l *live) arrived(t *transfer, b int, data []byte) bool {
 	l.mu.Lock()
-	known := l.recorded.has(b)
+	known, nonce := l.recorded.has(b), l.nonce
 	l.serve(b, data)
 	l.mu.Unlock()
 
@@ -281,6 +281,8 @@ func (l *live) arrived(t *transfer, b int, data []byte) bool {
 			if l.pump.fills > 0 {
 				l.tell() // Fill has failed
 			}
+		case l.nonce != nonce:
+			// All was dropped meanwhile, and this may lie in the old file.
 		case !l.recorded.has(b): // else another transfer was faster
 			l.crc[b].Store(crc32.Checksum(data, castagnoli))
 			l.recorded.set(b)

@@ -346,6 +346,28 @@ func TestDroppedUnderAReader(t *testing.T) {
 	})
 }
 
+// TestDroppedUnderAWriter: a block that was being written when the object was
+// dropped lies in the old file, and does not count as present in the new one.
+func TestDroppedUnderAWriter(t *testing.T) {
+	inBubble(t, Options{ReadAhead: -1}, func(t *testing.T, c *Cache, d *memDisk) {
+		src := &source{data: content(300_000, 1)}
+		o := mustOpen(t, c, specOf(src))
+		defer o.Close()
+		d.afterWrite = func() {
+			d.afterWrite = nil
+			if err := o.l.drop(); err != nil {
+				t.Error(err)
+			}
+		}
+		mustRead(t, o, src.data, 0, 2*blockSize) // the second block makes the new file long enough
+		synctest.Wait()
+		mustRead(t, o, src.data, 0, 1000)
+		if n, _ := src.count(); n != 2 {
+			t.Errorf("%d requests, want 2: the dropped block once more", n)
+		}
+	})
+}
+
 func TestSumOfAnotherKind(t *testing.T) {
 	// A checksum that becomes known after a part was fetched counts all the same.
 	inBubble(t, Options{}, func(t *testing.T, c *Cache, _ *memDisk) {

@@ -29,8 +29,9 @@ type memDisk struct {
 	// stands for the step's failure.
 	before func(op, name string) error
 	dead   bool
-	// afterRead is called, without d.mu, when a read has its bytes.
-	afterRead func()
+	// afterRead is called, without d.mu, when a read has its bytes, and
+	// afterWrite when a write has placed them.
+	afterRead, afterWrite func()
 }
 
 type memInode struct {
@@ -250,6 +251,9 @@ func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
+	if f.d.afterWrite != nil {
+		defer f.d.afterWrite()
+	}
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
 	if err := f.check(); err != nil {

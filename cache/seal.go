@@ -266,8 +266,8 @@ func (l *live) reject(err error) {
 }
 
 // drop makes everything of l absent: first on disk, where a new nonce voids
-// the map, then in memory. While both disagree, the new file is empty, and
-// nothing is written to it, because every block counts as present.
+// the map, then in memory. Of what is being written meanwhile, into either
+// file, nothing is recorded: see arrived.
 func (l *live) drop() error {
 	l.flushing.Lock()
 	defer l.flushing.Unlock()
