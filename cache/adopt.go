@@ -15,14 +15,19 @@ import (
 // nobody else's any more, the complete object of that key: by renaming it, or
 // copying and removing it when it lies on another file system. It is durable
 // when Adopt returns. When Adopt fails, the file is still where it was.
-func (c *Cache) Adopt(key, path string, size int64) error {
-	if err := c.adopt(key, path, size); err != nil {
+//
+// release, unless it is nil, gives back what Reserve holds for the file. Adopt
+// calls it when it has charged the bytes itself, so that they need no second
+// room, and may have called it when it fails; not when it copies, since then
+// they lie on disk twice.
+func (c *Cache) Adopt(key, path string, size int64, release func()) error {
+	if err := c.adopt(key, path, size, release); err != nil {
 		return fmt.Errorf("take %s into the cache as %s: %w", path, key, err)
 	}
 	return nil
 }
 
-func (c *Cache) adopt(key, path string, size int64) error {
+func (c *Cache) adopt(key, path string, size int64, release func()) error {
 	fd, err := retryEINTR(func() (int, error) { return unix.Open(path, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path, Err: err}
@@ -46,14 +51,15 @@ func (c *Cache) adopt(key, path string, size int64) error {
 	case err != nil:
 		return err
 	}
-	if err = c.charge(size, false); err == nil {
+	charged := size + overhead(size)
+	if err = c.chargeInstead(charged, release); err == nil {
 		var l *live
-		if l, err = c.install(key, size, tmp, osFile{src}, size); err == nil {
+		if l, err = c.install(key, size, tmp, osFile{src}, charged); err == nil {
 			err := l.flush()
 			c.letGo(l)
 			return err
 		}
-		c.room.give(size, false)
+		c.room.give(charged, false)
 	}
 	return errors.Join(err, c.disk.Export(tmp, path))
 }

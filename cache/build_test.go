@@ -124,13 +124,13 @@ func TestAdoptIntoAnOpenObject(t *testing.T) {
 	if err := os.WriteFile(path, src.data[1:], 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Adopt("k1", path, int64(len(src.data))); err == nil {
+	if err := c.Adopt("k1", path, int64(len(src.data)), nil); err == nil {
 		t.Error("a file of another size was adopted")
 	}
 	if err := os.WriteFile(path, src.data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Adopt("k1", path, int64(len(src.data))); err != nil {
+	if err := c.Adopt("k1", path, int64(len(src.data)), nil); err != nil {
 		t.Fatal(err)
 	}
 	before, _ := src.count()
@@ -148,7 +148,7 @@ func TestAdoptIntoAnOpenObject(t *testing.T) {
 	if err := os.WriteFile(path, src.data, 0o644); err != nil || !ok {
 		t.Fatal(err, ok)
 	}
-	if err := c.Adopt("k1", path, int64(len(src.data))); err != nil {
+	if err := c.Adopt("k1", path, int64(len(src.data)), nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.Stat(); err != nil {
@@ -159,8 +159,41 @@ func TestAdoptIntoAnOpenObject(t *testing.T) {
 	}
 	// A link is not adopted.
 	os.Symlink(path, path+"link")
-	if err := c.Adopt("k2", path+"link", 10); err == nil {
+	if err := c.Adopt("k2", path+"link", 10, nil); err == nil {
 		t.Error("a link was adopted")
+	}
+}
+
+// TestAdoptNeedsNoSecondRoom: what is reserved for a file is room enough to
+// keep it, but for its description.
+func TestAdoptNeedsNoSecondRoom(t *testing.T) {
+	const size = 20 * blockSize
+	for _, tc := range []struct {
+		limit, used int64
+		want        error
+	}{
+		{size + overhead(size), size + overhead(size), nil},
+		{size, 0, ErrNoRoom},
+	} {
+		dir := t.TempDir()
+		c := openCache(t, filepath.Join(dir, "cache"), Options{Limit: tc.limit})
+		path := filepath.Join(dir, "staged")
+		if err := os.WriteFile(path, content(size, 1), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		release, err := c.Reserve(size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Adopt("k", path, size, release); !errors.Is(err, tc.want) {
+			t.Errorf("limit %d: Adopt: %v, want %v", tc.limit, err, tc.want)
+		}
+		if s := c.Stats(); s.Used != tc.used || s.Reserved != 0 {
+			t.Errorf("limit %d: %d used, %d reserved, want %d and 0", tc.limit, s.Used, s.Reserved, tc.used)
+		}
+		if _, err := os.Stat(path); (err == nil) != (tc.want != nil) {
+			t.Errorf("limit %d: the staged file: %v", tc.limit, err)
+		}
 	}
 }
 
@@ -177,14 +210,14 @@ func TestAdoptAcrossFileSystems(t *testing.T) {
 			}
 			return nil
 		}
-		if err := c.Adopt("k", path, int64(len(data))); !errors.Is(err, syscall.EIO) {
+		if err := c.Adopt("k", path, int64(len(data)), nil); !errors.Is(err, syscall.EIO) {
 			t.Errorf("Adopt onto a broken disk: %v", err)
 		}
 		if _, err := os.Stat(path); err != nil {
 			t.Fatalf("a file that could not be adopted is gone: %v", err)
 		}
 		d.before = nil
-		if err := c.Adopt("k", path, int64(len(data))); err != nil {
+		if err := c.Adopt("k", path, int64(len(data)), nil); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {

@@ -130,7 +130,7 @@ func TestBuildAndAdopt(t *testing.T) {
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Adopt("adopted", path, int64(len(data))); err != nil {
+	if err := c.Adopt("adopted", path, int64(len(data)), nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {

@@ -139,6 +139,22 @@ func (c *Cache) charge(n int64, reserve bool) error {
 	}
 }
 
+// chargeInstead is charge of n bytes that are on disk already, in the place of
+// the reservation that release gives back.
+func (c *Cache) chargeInstead(n int64, release func()) error {
+	if release == nil {
+		return c.charge(n, false)
+	}
+	// In this order, so that nobody takes the room in between.
+	c.room.add(n)
+	release()
+	err := c.charge(0, false)
+	if err != nil {
+		c.room.give(n, false)
+	}
+	return err
+}
+
 // evictOldest removes the least recently used object that may go. It reports
 // whether trying again makes sense.
 func (c *Cache) evictOldest() bool {

@@ -106,7 +106,7 @@ func stress(t *testing.T, dir string, specs []Spec, datas [][]byte, round uint64
 				case 3:
 					path := filepath.Join(dir, fmt.Sprint("staged", w))
 					os.WriteFile(path, data, 0o600)
-					if err := c.Adopt(specs[i].Key, path, int64(len(data))); err != nil && !errors.Is(err, ErrNoRoom) {
+					if err := c.Adopt(specs[i].Key, path, int64(len(data)), nil); err != nil && !errors.Is(err, ErrNoRoom) {
 						t.Error(err)
 					}
 					continue

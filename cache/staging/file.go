@@ -151,9 +151,11 @@ func (f *File) close(stays bool) error {
 func (f *File) Discard() error { return f.DiscardAfter(nil) }
 
 // DiscardAfter is Discard that first lets take have the data file, to rename
-// it away. The file is discarded whether take succeeds or not, and take's
+// it away. take may call release, before it returns, when it has made room for
+// the bytes by itself; otherwise what is reserved for them is held until they
+// are gone. The file is discarded whether take succeeds or not, and take's
 // error is among those returned: by then the bytes are elsewhere anyway.
-func (f *File) DiscardAfter(take func(path string) error) error {
+func (f *File) DiscardAfter(take func(path string, release func()) error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
@@ -166,10 +168,13 @@ func (f *File) DiscardAfter(take func(path string) error) error {
 	jerr := f.d.writeJournal(&m)
 	var terr error
 	if take != nil {
-		terr = take(f.Path())
+		terr = take(f.Path(), f.room.free)
 	}
 	err := f.d.removeBoth(f.id)
 	if err != nil {
+		if fi, serr := os.Lstat(f.Path()); serr == nil {
+			_ = f.room.reach(fi.Size()) // it takes its room whether there is any or not
+		}
 		err = errors.Join(jerr, err)
 	}
 	if cerr := f.close(err != nil); err == nil {

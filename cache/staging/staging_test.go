@@ -344,7 +344,7 @@ func TestDiscardAfter(t *testing.T) {
 	dir := t.TempDir()
 	d := open(t, dir, nil)
 	f := create(t, d, Meta{}, "data")
-	if err := f.DiscardAfter(func(path string) error { return os.Rename(path, dir+"/taken") }); err != nil {
+	if err := f.DiscardAfter(func(path string, _ func()) error { return os.Rename(path, dir+"/taken") }); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(dir + "/taken"); err != nil || string(b) != "data" {
@@ -352,11 +352,50 @@ func TestDiscardAfter(t *testing.T) {
 	}
 	no := errors.New("no")
 	f = create(t, d, Meta{}, "data")
-	if err := f.DiscardAfter(func(string) error { return no }); !errors.Is(err, no) {
+	if err := f.DiscardAfter(func(string, func()) error { return no }); !errors.Is(err, no) {
 		t.Errorf("DiscardAfter hides the error: %v", err)
 	}
 	if fs := pending(t, d); len(fs) != 0 {
 		t.Errorf("a file that nobody took is still there: %+v", fs[0].Meta())
+	}
+}
+
+// TestDiscardAfterHandsRoomOver: who takes the bytes decides when the room that
+// is reserved for them is free; what stays on disk takes its room.
+func TestDiscardAfterHandsRoomOver(t *testing.T) {
+	b := &budget{limit: 10 << 20}
+	d := open(t, t.TempDir(), b.reserve)
+	f := create(t, d, Meta{}, "data")
+	err := f.DiscardAfter(func(path string, release func()) error {
+		if b.used == 0 {
+			t.Error("the room was given back before the file was taken")
+		}
+		release()
+		if b.used != 0 {
+			t.Errorf("%d bytes are reserved after release", b.used)
+		}
+		return os.Remove(path)
+	})
+	if err != nil || b.used != 0 {
+		t.Errorf("DiscardAfter: %v, %d bytes are reserved", err, b.used)
+	}
+
+	f = create(t, d, Meta{}, "data")
+	if err := f.DiscardAfter(func(string, func()) error { return nil }); err != nil || b.used != 0 {
+		t.Errorf("DiscardAfter without release: %v, %d bytes are reserved", err, b.used)
+	}
+
+	f = create(t, d, Meta{}, "data")
+	no := errors.New("no")
+	d.step = func(op string) error {
+		if op == "remove" {
+			return no
+		}
+		return nil
+	}
+	err = f.DiscardAfter(func(_ string, release func()) error { release(); return nil })
+	if !errors.Is(err, no) || b.used < 4 {
+		t.Errorf("DiscardAfter that cannot delete: %v, %d bytes are reserved for 4", err, b.used)
 	}
 }
 

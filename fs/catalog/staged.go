@@ -365,10 +365,12 @@ func (s *Staged) Finish(keep bool) {
 	cl := s.cl
 	switch {
 	case pushed != nil && !dirty:
-		var take func(path string) error
+		var take func(path string, release func()) error
 		if c := cl.cat.opts.Cache; c != nil && !cl.Local() {
 			size := s.Size()
-			take = func(path string) error { return c.Adopt(pushed.ContentKey(cl.Name), path, size) }
+			take = func(path string, release func()) error {
+				return c.Adopt(pushed.ContentKey(cl.Name), path, size, release)
+			}
 		}
 		if err := s.file.DiscardAfter(take); err != nil {
 			cl.log.Warn("a pushed image is not kept in the cache", "image", pushed.Ref.String(), "error", err)
