@@ -198,6 +198,44 @@ func TestHardLimit(t *testing.T) {
 	})
 }
 
+// TestCommitUnderATransfer: an object that is committed while a transfer brings
+// it is charged once, whatever room the transfer has taken.
+func TestCommitUnderATransfer(t *testing.T) {
+	const size = 64 * blockSize
+	inBubble(t, Options{ReadAhead: -1, Limit: 4 * size}, func(t *testing.T, c *Cache, _ *memDisk) {
+		spec, src := keySpec(1, size)
+		held, release := io.Pipe()
+		src.fault = func(_ int, _, _ int64, r io.Reader) (io.Reader, error) {
+			return io.MultiReader(io.LimitReader(r, 2*blockSize), held, r), nil
+		}
+		o := mustOpen(t, c, spec)
+		go o.ReadAt(context.Background(), make([]byte, size), 0)
+		synctest.Wait()
+		w, err := c.Create(context.Background(), spec.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(src.data); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Commit(size); err != nil {
+			t.Fatal(err)
+		}
+		release.Close()
+		synctest.Wait()
+		if used, want := c.Stats().Used, size+overhead(size); used != want {
+			t.Errorf("%d bytes are charged, want %d", used, want)
+		}
+		o.Close()
+		if err := c.Remove(spec.Key); err != nil {
+			t.Error(err)
+		}
+		if used := c.Stats().Used; used != 0 {
+			t.Errorf("%d bytes are charged for nothing", used)
+		}
+	})
+}
+
 // TestDiskFull: reads go on without the disk, and use it again when it can be
 // used again.
 func TestDiskFull(t *testing.T) {

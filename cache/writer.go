@@ -256,14 +256,23 @@ func (l *live) become(tmp string, crc []uint32, charged int64) error {
 		return err
 	}
 	c.fds.forget(l)
+	// What transfers hold for blocks that they have not written is theirs to
+	// give back.
+	owed := int64(0)
+	for b := range l.blocks {
+		if l.paid.set(b) {
+			owed += int64(l.blockLen(b))
+		}
+	}
 	c.mu.Lock()
-	old := l.e.charged
-	l.e.charged = l.size + overhead(l.size)
-	give := old + charged - l.e.charged
+	if l.e.charged == 0 {
+		owed += overhead(l.size)
+	}
+	l.e.charged += owed
 	delete(c.corrupt, l.e.name)
 	delete(c.strikes, l.e.name)
 	c.mu.Unlock()
-	c.room.give(give, false)
+	c.room.give(charged-owed, false)
 	l.mu.Lock()
 	l.gen.Add(1)
 	l.unsaved = l.unsaved[:0]
@@ -271,7 +280,6 @@ func (l *live) become(tmp string, crc []uint32, charged int64) error {
 		l.crc[b].Store(crc[b])
 		l.recorded.set(b)
 		l.ready.set(b)
-		l.paid.set(b)
 		l.unsaved = append(l.unsaved, b)
 	}
 	l.present = l.blocks
