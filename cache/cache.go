@@ -470,6 +470,13 @@ func (c *Cache) Close() error {
 	c.mu.Unlock()
 	c.cancel(ErrClosed)
 	c.sched.close()
+	c.mu.Lock()
+	for _, e := range c.entries {
+		if e.live != nil {
+			e.live.abandon()
+		}
+	}
+	c.mu.Unlock()
 	c.wg.Wait()
 	c.flushAll()
 	c.mu.Lock()

@@ -82,8 +82,10 @@ func (l *live) demand(first, end int) error {
 	}
 	first, end = l.around(first, end)
 	t := &transfer{live: l, next: first, end: end, first: first, limit: end}
+	if !l.c.sched.want(t) {
+		return fmt.Errorf("read %s: %w", l.key, ErrClosed)
+	}
 	l.transfers = append(l.transfers, t)
-	l.c.sched.want(t)
 	return nil
 }
 

@@ -510,3 +510,32 @@ func TestCloseOfTheCache(t *testing.T) {
 		o.Close()
 	})
 }
+
+// TestCloseOfTheCacheWithAQueue: readers whose transfers have no slot yet are
+// told too.
+func TestCloseOfTheCacheWithAQueue(t *testing.T) {
+	inBubble(t, Options{Parallel: 1, ReadAhead: -1}, func(t *testing.T, c *Cache, _ *memDisk) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+		defer cancel()
+		errs := make(chan error, 3)
+		for i := range 3 {
+			spec, src := keySpec(i, 4*blockSize)
+			src.rtt = time.Hour
+			o := mustOpen(t, c, spec)
+			defer o.Close()
+			go func() {
+				_, err := o.ReadAt(ctx, make([]byte, 10), 0)
+				errs <- err
+			}()
+		}
+		synctest.Wait()
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		for range 3 {
+			if err := <-errs; !errors.Is(err, ErrClosed) {
+				t.Errorf("ReadAt: %v, want %v", err, ErrClosed)
+			}
+		}
+	})
+}

@@ -219,8 +219,8 @@ func (c *Cache) release(o *Object) {
 	c.unload(l)
 }
 
-// abandon fails whoever still waits, which is only a reader whose handle was
-// closed under it, and forgets the transfers that never started.
+// abandon fails whoever still waits, which is only a reader whose handle or
+// cache was closed under it, and forgets the transfers that never started.
 func (l *live) abandon() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -24,15 +24,17 @@ func newScheduler(slots int, start func(func())) *scheduler {
 	return &scheduler{slots: slots, start: start}
 }
 
-// want queues a demand transfer. Its turn comes as live.run.
-func (s *scheduler) want(t *transfer) {
+// want queues a demand transfer. Its turn comes as live.run. It reports false
+// when the scheduler is closed.
+func (s *scheduler) want(t *transfer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return
+		return false
 	}
 	s.demand = append(s.demand, t)
 	s.dispatch()
+	return true
 }
 
 // offer says that l has background work, which l.nextBackground will name
@@ -127,7 +129,8 @@ func (s *scheduler) cancel(l *live) {
 	}
 }
 
-// close drops all queues and starts nothing more.
+// close drops all queues and starts nothing more. Those who wait for a transfer
+// in them are the caller's to tell.
 func (s *scheduler) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
