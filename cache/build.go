@@ -28,7 +28,7 @@ type building struct {
 func (c *Cache) Build(ctx context.Context, key string, build func(ctx context.Context, w *Writer) error) (*Object, error) {
 	name := objectName(key)
 	for {
-		if o, err := c.openComplete(key); o != nil || err != nil {
+		if o, err := c.openComplete(ctx, key); o != nil || err != nil {
 			return o, err
 		}
 		c.mu.Lock()
@@ -64,8 +64,9 @@ func (c *Cache) Build(ctx context.Context, key string, build func(ctx context.Co
 	}
 }
 
-// openComplete opens the object of that key if it is complete.
-func (c *Cache) openComplete(key string) (*Object, error) {
+// openComplete opens the object of that key if it is complete, or will be when
+// it has been checked. It waits for that until ctx ends.
+func (c *Cache) openComplete(ctx context.Context, key string) (*Object, error) {
 	o, err := c.Object(Spec{Key: key, Size: -1})
 	switch {
 	case errors.Is(err, ErrNotCached), errors.Is(err, ErrCorrupt):
@@ -80,8 +81,14 @@ func (c *Cache) openComplete(key string) (*Object, error) {
 	l.mu.Lock()
 	all := l.present == l.blocks
 	l.mu.Unlock()
-	if all && o.Fill(c.ctx) == nil {
-		return o.l.c.Object(Spec{Key: key, Size: -1})
+	if !all {
+		return nil, nil
+	}
+	if err := o.Fill(ctx); err == nil {
+		return c.Object(Spec{Key: key, Size: -1})
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("build %s: %w", key, err)
 	}
 	return nil, nil
 }

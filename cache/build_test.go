@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -93,6 +94,28 @@ func TestBuildOnce(t *testing.T) {
 		}
 		if n, _, _ := c.Stat("bad"); n != 0 {
 			t.Error("half a build is visible")
+		}
+	})
+}
+
+// TestBuildEndsWithItsContext: also while what is here is being checked.
+func TestBuildEndsWithItsContext(t *testing.T) {
+	inBubble(t, Options{ReadAhead: -1}, func(t *testing.T, c *Cache, d *memDisk) {
+		spec, src := keySpec(1, 4*blockSize)
+		o := mustOpen(t, c, spec)
+		defer o.Close()
+		d.afterRead = func() { time.Sleep(time.Minute) } // only the check reads
+		mustRead(t, o, src.data, 0, len(src.data))
+		synctest.Wait() // until the last block is on disk
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		start := time.Now()
+		_, err := c.Build(ctx, spec.Key, func(context.Context, *Writer) error {
+			t.Error("what is here was built")
+			return nil
+		})
+		if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took != time.Second {
+			t.Errorf("Build: %v after %v, want %v after a second", err, took, context.DeadlineExceeded)
 		}
 	})
 }
