@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -341,6 +342,27 @@ func TestDroppedUnderAReader(t *testing.T) {
 			if err := o.l.drop(); err != nil {
 				t.Error(err)
 			}
+		}
+		mustRead(t, o, right, 0, 1000)
+	})
+}
+
+// TestDroppedFromMemory: what the disk did not take is dropped with the rest.
+func TestDroppedFromMemory(t *testing.T) {
+	inBubble(t, Options{ReadAhead: -1}, func(t *testing.T, c *Cache, d *memDisk) {
+		right, wrong := content(300_000, 1), content(300_000, 2)
+		src := &source{data: wrong}
+		o := mustOpen(t, c, Spec{Key: "k", Size: 300_000, Fetcher: src})
+		defer o.Close()
+		mustRead(t, o, wrong, 200_000, 1000) // so that there is a file to drop
+		synctest.Wait()
+		d.before = func(string, string) error { return syscall.ENOSPC }
+		mustRead(t, o, wrong, 0, 1000)
+		synctest.Wait()
+		d.before = nil
+		src.data = right
+		if err := o.l.drop(); err != nil {
+			t.Fatal(err)
 		}
 		mustRead(t, o, right, 0, 1000)
 	})

@@ -290,6 +290,7 @@ func (l *live) drop() error {
 	}
 	l.present, l.unsaved, l.unsealed = 0, nil, false
 	l.unread.Store(false)
+	l.c.spill.forget(l)
 	return err
 }
 
