@@ -14,10 +14,23 @@ const searchDir = ".search"
 // byIDDir is the directory of images by remote id, in each client.
 const byIDDir = ".by-id"
 
+// unchanging is for directories whose entries nobody may remove. Without it go-fuse
+// answers that they were, and forgets the names.
+type unchanging struct{}
+
+var (
+	_ fusefs.NodeRmdirer  = unchanging{}
+	_ fusefs.NodeUnlinker = unchanging{}
+)
+
+func (unchanging) Rmdir(ctx context.Context, name string) syscall.Errno  { return syscall.EPERM }
+func (unchanging) Unlink(ctx context.Context, name string) syscall.Errno { return syscall.EPERM }
+
 // rootNode is the mount point: one directory for each client.
 type rootNode struct {
 	fusefs.Inode
 	noXattrs
+	unchanging
 	tree *Tree
 }
 

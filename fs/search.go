@@ -24,6 +24,7 @@ const maxFound = 10_000
 // searchNode is .search: each name in it is a word to search for.
 type searchNode struct {
 	fusefs.Inode
+	unchanging
 	tree *Tree
 	cl   *catalog.Client // nil for all clients
 }
@@ -31,6 +32,7 @@ type searchNode struct {
 // foundNode is .search/WORD: symlinks to the images that match.
 type foundNode struct {
 	fusefs.Inode
+	unchanging
 	tree *Tree
 	cl   *catalog.Client
 	word string
@@ -47,6 +49,7 @@ const listedFor = time.Second
 // byIDNode is .by-id: symlinks to images by their remote id.
 type byIDNode struct {
 	fusefs.Inode
+	unchanging
 	tree *Tree
 	cl   *catalog.Client
 }
