@@ -112,7 +112,38 @@ func (e *environment) openIndex(ctx context.Context) (*index.Index, error) {
 	if err := e.makeCacheDir(); err != nil {
 		return nil, err
 	}
-	return index.Open(ctx, index.Options{Database: database(), State: filepath.Join(e.cacheDir(), "state.db"), Log: e.log})
+	return e.openIndexIn(ctx, e.cacheDir())
+}
+
+// openIndexIn opens the index with its listings in dir.
+func (e *environment) openIndexIn(ctx context.Context, dir string) (*index.Index, error) {
+	return index.Open(ctx, index.Options{Database: database(), State: filepath.Join(dir, "state.db"), Log: e.log})
+}
+
+// openIndexBeside is openIndex for a command beside which there may be a mount.
+// That lives on the listings: a command that is set to another account has its own
+// for as long as it runs.
+func (e *environment) openIndexBeside(ctx context.Context, stores map[string]backends.Store) (*index.Index, closer, error) {
+	x, err := e.openIndex(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	elsewhere, err := catalog.Elsewhere(ctx, x, stores)
+	if err != nil || !elsewhere {
+		return x, closer{func() { _ = x.Close() }}, err
+	}
+	_ = x.Close()
+	dir, err := os.MkdirTemp("", "sregfs-state-")
+	if err != nil {
+		return nil, nil, err
+	}
+	done := closer{func() { _ = os.RemoveAll(dir) }}
+	if x, err = e.openIndexIn(ctx, dir); err != nil {
+		done.Close()
+		return nil, nil, err
+	}
+	done.add(func() { _ = x.Close() })
+	return x, done, nil
 }
 
 // clientSettings are what a client is opened with.
@@ -240,11 +271,19 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 			aliases[a] = o.client.Name
 		}
 	}
-	x, err := e.openIndex(ctx)
+	var x *index.Index
+	if bytes {
+		if x, err = e.openIndex(ctx); err == nil {
+			done.add(func() { _ = x.Close() })
+		}
+	} else {
+		var closeIndex closer
+		x, closeIndex, err = e.openIndexBeside(ctx, stores)
+		done.add(closeIndex.Close)
+	}
 	if err != nil {
 		return fail(err)
 	}
-	done.add(func() { _ = x.Close() })
 	o := catalog.Options{Index: x, ReadOnly: readOnly, Log: e.log, RecordNames: recordNames, DockerCmd: yes("SREGISTRY_DOCKER_CMD"),
 		Compress: e.ImageData == "zstd", Profiles: profiles()}
 	var cat *catalog.Catalog

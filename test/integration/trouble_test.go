@@ -165,6 +165,45 @@ func TestRefusedToken(t *testing.T) {
 	}
 }
 
+// TestCommandElsewhere: a command that is given other credentials than the mount
+// beside it leaves the mount's listing alone.
+func TestCommandElsewhere(t *testing.T) {
+	s := dropboxtest.New(dropboxtest.Options{LongpollMax: time.Second})
+	defer s.Close()
+	a, image := dropboxAt(s), smallImage(t, 1)
+	a.put(t, "pusheen/a:red", image)
+	d := newMachine(t, a.env...).mount("--client=dropbox")
+	d.run("ls dropbox/pusheen && cmp %s dropbox/pusheen/a:red.simg", image)
+	for _, command := range []string{"share", "get", "rmi"} {
+		_, errOut, err := d.try("SREGISTRY_DROPBOX_TOKEN=another %s %s dropbox://pusheen/a:blue", program, command)
+		if err == nil || strings.Contains(errOut, "listed anew") {
+			t.Errorf("%s: %v, %q", command, err, errOut)
+		}
+		if out := d.run("ls dropbox/pusheen && cmp %s dropbox/pusheen/a:red.simg && %s status", image, program); !strings.Contains(out, "a:red.simg") || !strings.Contains(out, "1 image in 1 collection") {
+			t.Errorf("after %s:\n%s", command, out)
+		}
+	}
+	if out := d.run("%s share dropbox://pusheen/a:red", program); !strings.Contains(out, "http") {
+		t.Errorf("share with the mount's own:\n%s", out)
+	}
+}
+
+// TestFixedDirectories: what stands in the root and among searches cannot be
+// removed, and is there afterwards though somebody is in it.
+func TestFixedDirectories(t *testing.T) {
+	s := dropboxtest.New(dropboxtest.Options{LongpollMax: time.Second})
+	defer s.Close()
+	a, image := dropboxAt(s), smallImage(t, 1)
+	a.put(t, "pusheen/a:red", image)
+	d := newMachine(t, a.env...).mount("--client=dropbox", "--client=dockerhub")
+	d.run("ls .search/red dropbox/.search/red dropbox/.by-id")
+	for _, line := range []string{"rmdir dropbox", "rmdir .search", "rmdir .search/red", "rm .search/red/*", "rm dropbox/.search/red/*",
+		"rm dropbox/.by-id/*", "rm docker", "mkdir other", "touch other"} {
+		d.fails("Operation not permitted", "exec 3<dropbox; %s", line)
+	}
+	d.run("cmp %s dropbox/pusheen/a:red.simg && ls .search/red/* docker dropbox", image)
+}
+
 // TestFailedPush: an upload that fails is an error of cp, and nothing shows.
 func TestFailedPush(t *testing.T) {
 	for name, c := range map[string]struct {
