@@ -66,6 +66,7 @@ type Store struct {
 	client   string // its name in the tree
 	log      *slog.Logger
 	paced    *pacer.Pacer
+	api      string // the address of its calls
 	files    files.ContextClient
 	sharing  sharing.ContextClient
 	users    users.ContextClient
@@ -148,6 +149,7 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 	}
 	return &Store{
 		paced:    paced,
+		api:      hosts.route("api", "", ""),
 		client:   s.Client,
 		log:      s.Log,
 		files:    files.NewContext(conf),
@@ -163,7 +165,7 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 func (s *Store) Prepare() { s.connect() }
 
 // Unreachable is what the last requests met, if Dropbox has stopped to answer.
-func (s *Store) Unreachable() error { return s.paced.Unreachable() }
+func (s *Store) Unreachable() error { return s.paced.Unreachable(s.api) }
 
 // Place tells accounts and services apart.
 func (s *Store) Place() string { return s.place }

@@ -212,7 +212,7 @@ func Open(ctx context.Context, s backends.Settings) (*Store, error) {
 func (s *Store) Prepare() { s.connect() }
 
 // Unreachable is what the last requests met, if Drive has stopped to answer.
-func (s *Store) Unreachable() error { return s.paced.Unreachable() }
+func (s *Store) Unreachable() error { return s.paced.Unreachable(s.base) }
 
 // Place tells accounts, folders and services apart.
 func (s *Store) Place() string {

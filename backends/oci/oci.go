@@ -223,7 +223,7 @@ func (v service) openStore(s backends.Settings) (backends.Store, error) {
 func (s *Store) Prepare() { s.connect() }
 
 // Unreachable is what the last requests met, if the registry has stopped to answer.
-func (s *Store) Unreachable() error { return s.paced.Unreachable() }
+func (s *Store) Unreachable() error { return s.paced.Unreachable(s.base) }
 
 // parseAddress splits a registry's address, which may be a host alone.
 func parseAddress(address string) (host string, plain bool, err error) {

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -94,11 +95,15 @@ type Stats struct {
 	PausedUntil time.Time
 }
 
-// Unreachable is what the last request met to a host that has stopped to answer,
-// as an *Error of kind backends.ErrUnreachable; nil when none has, or that was
-// minutes ago.
-func (p *Pacer) Unreachable() error {
-	if err := p.reach.silence(); err != nil {
+// Unreachable is what the last demand request met at the host of an address, if that
+// has stopped to answer, as an *Error of kind backends.ErrUnreachable; nil when it
+// has not, or that was minutes ago.
+func (p *Pacer) Unreachable(address string) error {
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil
+	}
+	if err := p.reach.silence(u.Host); err != nil {
 		return &Error{Kind: backends.ErrUnreachable, Err: err}
 	}
 	return nil
@@ -207,7 +212,7 @@ func (p *Pacer) RoundTrip(req *http.Request) (*http.Response, error) {
 		return gave
 	}
 	for try := 1; ; try++ {
-		left, err := p.reach.enter(ctx, req.URL.Host, budget)
+		left, err := p.reach.enter(ctx, target{req.URL.Host, m.class}, budget)
 		if err != nil {
 			gave = &Error{Kind: backends.ErrUnreachable, Tries: try - 1, Err: err}
 			if ctx.Err() != nil {
@@ -248,8 +253,8 @@ func (p *Pacer) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		d, permanent := p.judge(resp, err)
 		deaf := false
-		if err == nil || d.Fault == Failing && !permanent {
-			deaf = p.reach.saw(req.URL.Host, err)
+		if err == nil || d.Fault == Failing && !permanent && !errors.As(err, new(*unreadError)) {
+			deaf = p.reach.saw(target{req.URL.Host, m.class}, err)
 		}
 		if d.Fault == None {
 			return resp, err

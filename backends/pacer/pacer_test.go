@@ -339,7 +339,7 @@ func TestNoAnswer(t *testing.T) {
 		if asked > 200 || others != 60 {
 			t.Errorf("asked %d times in five minutes, the other host %d times", asked, others)
 		}
-		if err := p.Unreachable(); !errors.Is(err, dial) || !errors.Is(err, backends.ErrUnreachable) {
+		if err := p.Unreachable("http://service.test/x"); !errors.Is(err, dial) || !errors.Is(err, backends.ErrUnreachable) {
 			t.Errorf("meanwhile it says %v", err)
 		}
 		var wg sync.WaitGroup
@@ -365,8 +365,70 @@ func TestNoAnswer(t *testing.T) {
 		if asked != 21 {
 			t.Errorf("asked %d times for 21 answers", asked)
 		}
-		if st := p.Stats(); st.Active != 0 || st.Waiting != 0 || p.Unreachable() != nil {
-			t.Errorf("afterwards %+v, %v", st, p.Unreachable())
+		if st := p.Stats(); st.Active != 0 || st.Waiting != 0 || p.Unreachable("http://service.test/x") != nil {
+			t.Errorf("afterwards %+v, %v", st, p.Unreachable("http://service.test/x"))
+		}
+	})
+}
+
+// TestCutOffUploads: a host that answers reads and cuts uploads off is knocked at
+// with uploads alone.
+func TestCutOffUploads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(transport(func(r *http.Request) (*http.Response, error) {
+			time.Sleep(10 * time.Millisecond)
+			if r.Body != nil {
+				return nil, reset
+			}
+			return reply(r, 200, "", "ok"), nil
+		}), Options{})
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					_, _, _ = do(p, request(Background(ctx), "part"))
+				}
+			})
+		}
+		time.Sleep(time.Minute)
+		for range 20 {
+			time.Sleep(time.Second)
+			begin := time.Now()
+			if _, _, err := do(p, request(ctx, "")); err != nil || time.Since(begin) > time.Second {
+				t.Errorf("a read: %v after %v", err, time.Since(begin))
+			}
+		}
+		if err := p.Unreachable("http://service.test/x"); err != nil {
+			t.Error("it is said not to answer:", err)
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+// unreadable is a body on a broken disk.
+type unreadable struct{ io.Closer }
+
+func (unreadable) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// TestUnreadableBody: that a request cannot be read is not its host's fault.
+func TestUnreadableBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(transport(func(r *http.Request) (*http.Response, error) {
+			if _, err := io.ReadAll(r.Body); err != nil {
+				return nil, err
+			}
+			return reply(r, 200, "", "ok"), nil
+		}), Options{})
+		req := request(t.Context(), "x")
+		req.GetBody = func() (io.ReadCloser, error) { return unreadable{io.NopCloser(nil)}, nil }
+		req.Body, _ = req.GetBody()
+		if _, _, err := do(p, req); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Error(err)
+		}
+		if err := p.Unreachable("http://service.test/x"); err != nil {
+			t.Error(err)
 		}
 	})
 }

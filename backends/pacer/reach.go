@@ -10,9 +10,11 @@ const (
 	// deafAfter is how many tries in a row a host has to leave without an
 	// answer until it is only knocked at.
 	deafAfter = 3
-	// maxKnock bounds the wait between two knocks. That is also how late at most
-	// it is noticed that a host is back.
-	maxKnock = 2 * time.Second
+	// maxKnock bounds the wait between two knocks by demand, idleKnock by what
+	// nobody waits for. That is also how late at most it is noticed that a host is
+	// back.
+	maxKnock  = 2 * time.Second
+	idleKnock = 5 * time.Second
 	// recently is how long ago the last try may be for a host to count as out of
 	// reach: whoever follows a feed asks again within two minutes.
 	recently = 150 * time.Second
@@ -20,10 +22,16 @@ const (
 
 // reach keeps account of the hosts that do not answer. Such a host is only
 // knocked at: however many requests there are for it, one is sent now and then,
-// and with the first answer all go on.
+// and with the first answer all go on. It does so by class: a host, or what is
+// before it, may cut uploads off and answer all else.
 type reach struct {
 	mu   sync.Mutex
-	deaf map[string]*deafness // by host; none for one that answers
+	deaf map[target]*deafness // none for one that answers
+}
+
+type target struct {
+	host  string
+	class class
 }
 
 type deafness struct {
@@ -34,13 +42,13 @@ type deafness struct {
 	over  chan struct{} // closed when it answers
 }
 
-// enter waits until a request may be sent to host. It returns what is left of
+// enter waits until a request may be sent. It returns what is left of
 // budget, the time that the wait may take. When that does not suffice, or ctx
 // ends, it fails with what the host's last request met.
-func (r *reach) enter(ctx context.Context, host string, budget time.Duration) (time.Duration, error) {
+func (r *reach) enter(ctx context.Context, to target, budget time.Duration) (time.Duration, error) {
 	for {
 		r.mu.Lock()
-		d := r.deaf[host]
+		d := r.deaf[to]
 		if d == nil || d.tries < deafAfter {
 			r.mu.Unlock()
 			return budget, nil
@@ -48,7 +56,7 @@ func (r *reach) enter(ctx context.Context, host string, budget time.Duration) (t
 		now := time.Now()
 		wait := d.next.Sub(now)
 		if wait <= 0 {
-			d.next = now.Add(min(maxKnock, maxKnock>>2<<(d.tries-deafAfter)))
+			d.next = now.Add(min(to.class.knock(), maxKnock>>2<<(d.tries-deafAfter)))
 			r.mu.Unlock()
 			return budget, nil
 		}
@@ -70,38 +78,44 @@ func (r *reach) enter(ctx context.Context, host string, budget time.Duration) (t
 	}
 }
 
-// silence is what the last request met to a host that is knocked at, nil when
-// none has been of late.
-func (r *reach) silence() error {
+func (c class) knock() time.Duration {
+	if c == demand {
+		return maxKnock
+	}
+	return idleKnock
+}
+
+// silence is what the last demand met at a host that is knocked at, nil when it
+// is not, or was not of late.
+func (r *reach) silence(host string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, d := range r.deaf {
-		if d.tries >= deafAfter && time.Since(d.at) < recently {
-			return d.err
-		}
+	d := r.deaf[target{host, demand}]
+	if d == nil || d.tries < deafAfter || time.Since(d.at) >= recently {
+		return nil
 	}
-	return nil
+	return d.err
 }
 
 // saw takes note of what came of a try: nil for an answer of any kind. It reports
 // whether the host is knocked at from now on.
-func (r *reach) saw(host string, err error) (deaf bool) {
+func (r *reach) saw(to target, err error) (deaf bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	d := r.deaf[host]
+	d := r.deaf[to]
 	switch {
 	case err == nil:
 		if d != nil {
 			close(d.over)
-			delete(r.deaf, host)
+			delete(r.deaf, to)
 		}
 		return false
 	case d == nil:
 		d = &deafness{over: make(chan struct{})}
 		if r.deaf == nil {
-			r.deaf = map[string]*deafness{}
+			r.deaf = map[target]*deafness{}
 		}
-		r.deaf[host] = d
+		r.deaf[to] = d
 	}
 	d.tries, d.err, d.at = min(d.tries+1, deafAfter+16), err, time.Now()
 	return d.tries >= deafAfter

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sregfs/sregfs/backends"
@@ -30,14 +31,18 @@ func (p *Pacer) send(req *http.Request, reqBody io.ReadCloser, m marks) (resp *h
 		start.stop()
 	}
 	out := req.WithContext(ctx)
+	var body *requestBody
 	if reqBody != nil && reqBody != http.NoBody {
-		out.Body = &requestBody{reqBody, start}
+		body = &requestBody{ReadCloser: reqBody, progress: start}
+		out.Body = body
 	}
 	resp, err = p.base.RoundTrip(out)
 	stuck = start.stop()
 	if err != nil {
 		if context.Cause(ctx) == errStalled {
 			err = errStalled // the transport says "context canceled"
+		} else if body != nil && body.broken.Load() {
+			err = &unreadError{err}
 		}
 		cancel(nil)
 		p.gate.leave(m.class)
@@ -90,15 +95,25 @@ func (p *progress) stop() time.Duration {
 	return time.Since(p.last)
 }
 
+// unreadError is how a request fails whose own body cannot be read, which says
+// nothing of the host.
+type unreadError struct{ error }
+
+func (e *unreadError) Unwrap() error { return e.error }
+
 // requestBody tells of its reading as progress.
 type requestBody struct {
 	io.ReadCloser
 	progress *progress
+	broken   atomic.Bool
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.progress.moved()
+	if err != nil && err != io.EOF {
+		b.broken.Store(true)
+	}
 	return n, err
 }
 
