@@ -64,10 +64,7 @@ func (s *Staged) push(ctx context.Context, mtime time.Time) (img backends.Image,
 		return img, &backends.Error{Op: "resume push", Client: cl.Name, Ref: to, Err: backends.ErrStale,
 			Hint: "the remote has something newer under this name; the bytes are kept in " + s.file.Path()}
 	}
-	current, err := s.settleJournal(ctx)
-	if err != nil {
-		return img, err
-	}
+	current := s.current()
 	// The file is whole: should this program end while the parts that were sent
 	// ahead are on their way, the next run finishes the push.
 	if err := s.file.Update(func(m *staging.Meta) {
@@ -240,6 +237,9 @@ func (cl *Client) pushed(ctx context.Context, s *Staged, img backends.Image, c b
 	}
 	cl.acted(img, false)
 	cl.remember(img)
+	if c.Modified.IsZero() && cl.Modified(img).IsZero() {
+		c.Modified = time.Now() // as a file would have, where the store keeps no time
+	}
 	if !c.Modified.IsZero() {
 		_ = cl.SetModified(ctx, img, c.Modified)
 	}

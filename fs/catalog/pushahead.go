@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"hash"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -73,13 +75,17 @@ type aheadUpload struct {
 	// Guarded by Staged.mu.
 	next   int64 // parts below it are sent or on their way
 	finish bool  // no more will be written
-	// journaled: the journal names this upload.
-	journaled bool
 	// sent is how many bytes the store has acknowledged, moved is closed and
 	// replaced when they become more, and lead is how far a writer may be
 	// ahead of them, 0 while that is not known.
 	sent, lead int64
 	moved      chan struct{}
+
+	// journaled: the journal names this upload. over, guarded by journaling: it may
+	// not name it any more.
+	journaled  atomic.Bool
+	journaling sync.Mutex
+	over       bool
 
 	// Owned by run until done is closed.
 	up  backends.Upload
@@ -190,13 +196,16 @@ func (a *aheadUpload) run(s *Staged) error {
 // journal writes down how far the upload has got, for the next run: stores like
 // registries take it up only exactly where it stands.
 func (a *aheadUpload) journal(s *Staged) error {
-	if err := s.file.Update(func(m *staging.Meta) { m.UploadState = a.up.State() }); err != nil {
-		return err
+	a.journaling.Lock()
+	defer a.journaling.Unlock()
+	if a.over {
+		return context.Canceled
 	}
-	s.mu.Lock()
-	a.journaled = true
-	s.mu.Unlock()
-	return nil
+	err := s.file.Update(func(m *staging.Meta) { m.UploadState = a.up.State() })
+	if err == nil {
+		a.journaled.Store(true)
+	}
+	return err
 }
 
 // pace lets a writer wait while it is further ahead of the store than what
@@ -229,7 +238,10 @@ func (s *Staged) stopAhead() {
 	if a == nil {
 		return
 	}
-	s.ahead, s.stopped, s.resumable = nil, a, false
+	s.ahead, s.resumable = nil, false
+	a.journaling.Lock()
+	a.over = true
+	a.journaling.Unlock()
 	a.giveUp(s.cl.cat)
 }
 
@@ -247,23 +259,12 @@ func (a *aheadUpload) abort() {
 	}
 }
 
-// settleJournal waits until nothing writes to the journal any more but the commit
-// that calls it, and returns whether what the journal names as the upload holds
-// parts of the file as it is, and not as it was before a change.
-func (s *Staged) settleJournal(ctx context.Context) (current bool, err error) {
-	s.mu.Lock()
-	stopped := s.stopped
-	s.mu.Unlock()
-	if stopped != nil {
-		select {
-		case <-stopped.done:
-		case <-ctx.Done():
-			return false, context.Cause(ctx)
-		}
-	}
+// current reports whether what the journal names as the upload holds parts of the
+// file as it is, and not as it was before a change.
+func (s *Staged) current() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.resumable || s.ahead != nil && s.ahead.journaled, nil
+	return s.resumable || s.ahead != nil && s.ahead.journaled.Load()
 }
 
 // takeAhead hands over the upload for the commit once its parts have arrived;

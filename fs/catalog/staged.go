@@ -24,8 +24,6 @@ type Staged struct {
 	mtime time.Time    // set by the user, zero for none
 	sums  *prefixSums
 	ahead *aheadUpload
-	// stopped is one that was given up; it may still be at work.
-	stopped *aheadUpload
 	// aheadTried: sending ahead is begun once, after a rewrite not again.
 	aheadTried bool
 	flight     *flight // the commit under way; meanwhile the bytes stay as they are
