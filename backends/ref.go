@@ -159,7 +159,8 @@ const MaxName = 255
 
 // File is r's file name in the tree, NAME:TAG[@VERSION].simg, with whatever
 // cannot stand in a path percent-encoded. A name that is still too long is cut
-// and ends in a hash of the whole. ParseFile reverses all but that.
+// and ends in a hash of the whole. ParseFile reverses all but that: of a cut name
+// it makes a Ref that no store has, with the same File.
 func (r Ref) File() string { return r.file(Extensions[0]) }
 
 // Sidecar is the file name of r's record, NAME:TAG[@VERSION].json.
@@ -170,6 +171,9 @@ const SidecarExtension = ".json"
 
 func (r Ref) file(ext string) string {
 	stem := strings.ReplaceAll(escape(r.Name), ":", "%3A") + ":" + escape(r.Tag)
+	if r.Tag == DefaultTag && wasCut(r.Name) {
+		stem = strings.TrimSuffix(stem, ":"+DefaultTag) // the tag was cut off with the rest
+	}
 	if r.Version != "" {
 		stem += "@" + escape(r.Version)
 	}
@@ -303,6 +307,16 @@ const cutMark = "%~"
 // IsCut reports whether a path of the tree may have a name in it that was too long
 // and was cut, so that no Parse function leads back to it.
 func IsCut(path string) bool { return strings.Contains(path, cutMark) }
+
+// wasCut reports whether s ends as shorten makes names end.
+func wasCut(s string) bool {
+	i := strings.LastIndex(s, cutMark)
+	if i < 0 || len(s)-i != len(cutMark)+16 {
+		return false
+	}
+	_, err := hex.DecodeString(s[i+len(cutMark):])
+	return err == nil
+}
 
 // shorten cuts s so that with an extension of ext bytes it is no longer than
 // MaxName; what was cut is replaced by a hash of the whole.

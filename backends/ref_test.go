@@ -111,3 +111,23 @@ func FuzzParseRef(f *testing.F) {
 		}
 	})
 }
+
+// TestCutName: a name that was cut has a file name of its own, by which the image
+// is found again.
+func TestCutName(t *testing.T) {
+	for _, ref := range []Ref{
+		{Name: strings.Repeat("n", 250), Tag: "1"},
+		{Name: strings.Repeat("n", 300), Tag: DefaultTag},
+		{Name: "n", Tag: strings.Repeat("t", 300)},
+		{Name: strings.Repeat("ñ", 130), Tag: "1"},
+	} {
+		file := ref.File()
+		again, sidecar, ok := ParseFile(file)
+		if !IsCut(file) || len(file) > MaxName || !ok || sidecar || again.File() != file {
+			t.Errorf("%q leads to %+v, %v and back to %q", file, again, ok, again.File())
+		}
+	}
+	if file := (Ref{Name: "a%~1", Tag: DefaultTag}).File(); file != "a%~1:latest.simg" {
+		t.Errorf("one that was not cut is %q", file)
+	}
+}

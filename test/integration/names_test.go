@@ -28,7 +28,7 @@ func TestNamesRoundTrip(t *testing.T) {
 	}
 	for client, store := range map[string]backends.Store{"memory": backendtest.Memory(), "local": folder} {
 		t.Run(client, func(t *testing.T) {
-			mnt, _ := mountStores(t, map[string]backends.Store{client: store})
+			mnt, cat := mountStores(t, map[string]backends.Store{client: store})
 			top := filepath.Join(mnt, client)
 			for _, name := range []string{
 				"plain", "with space", "100%", "100%25", "new\nline", "x%2Esimg", "ünï", "a:b", "@", "-rf", "%", "%2E.", "%2E", "%2E%2E",
@@ -62,6 +62,24 @@ func TestNamesRoundTrip(t *testing.T) {
 			dir := filepath.Join(top, "c")
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				t.Fatal(err)
+			}
+			if m, ok := store.(*backendtest.MemoryStore); ok {
+				// Longer than the tree can show.
+				m.Put(backends.Ref{Collection: "c", Name: strings.Repeat("n", 250), Tag: "1"}, []byte("long"), nil)
+				if err := cat.Client(client).Refresh(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				for _, name := range names(t, dir) {
+					if data, err := os.ReadFile(filepath.Join(dir, name)); string(data) != "long" {
+						t.Errorf("%q has %q, %v", name, data, err)
+					}
+					if err := os.Remove(filepath.Join(dir, name)); err != nil {
+						t.Error(err)
+					}
+				}
+				if list := names(t, dir); len(list) > 0 {
+					t.Fatalf("after the removal of a long name: %q", list)
+				}
 			}
 			for _, name := range []string{
 				"plain:1.simg", "with space:1.simg", "100%:1.simg", "100%25:1.simg", "new\nline:1.simg", "a%2Fb:1.simg", "a:1%2F2.simg",
