@@ -206,11 +206,9 @@ func (t *Tree) briefAttr(cl *catalog.Client, b brief, a *fuse.Attr, ino uint64) 
 	if b.readOnly || !cl.Writable() {
 		mode = fuse.S_IFREG | 0o555
 	}
-	mtime := t.born
-	if b.modified != 0 {
-		mtime = time.Unix(0, b.modified)
-	}
-	t.attr(a, ino, mode, mtime)
+	// One that nothing is known of has to stay the same, for rsync and others that
+	// compare: the epoch.
+	t.attr(a, ino, mode, time.Unix(0, b.modified))
 	setSize(a, b.size)
 }
 

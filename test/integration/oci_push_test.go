@@ -129,6 +129,23 @@ func TestSentBefore(t *testing.T) {
 	theirs.run("cmp %s lab/x/a:4.simg", fresh)
 }
 
+// TestRegistryTimes: registries keep no times, so that this machine does. What
+// another one has pushed has the same time in every mount.
+func TestRegistryTimes(t *testing.T) {
+	real := startRegistry(t, registryOptions{})
+	one, two := smallImage(t, 1), smallImage(t, 2)
+	d, theirs := real.mount(t), real.mount(t)
+	old := filepath.Join(t.TempDir(), "old")
+	if err := os.WriteFile(old, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.run("mkdir lab/x; cp %s lab/x/a:1.simg && test lab/x/a:1.simg -nt %s", one, old)
+	d.run("touch -d 2020-01-01 lab/x/a:1.simg && cp %s lab/x/a:1.simg && test lab/x/a:1.simg -nt %s", two, old)
+	d.run("cp -u %s lab/x/a:1.simg && cmp %s lab/x/a:1.simg", one, two)
+	d.run("rsync -a %s lab/x/a:2.simg && test $(stat -c %%Y lab/x/a:2.simg) = $(stat -c %%Y %[1]s)", one)
+	theirs.run("mkdir lab/x; test $(stat -c %%Y lab/x/a:1.simg) = 0")
+}
+
 // TestRegistryPushResumes: a daemon that is killed in the middle of a push to a
 // registry leaves it to the next one, which sends what is missing and no more.
 func TestRegistryPushResumes(t *testing.T) {
