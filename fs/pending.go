@@ -138,8 +138,10 @@ type pendingFile struct {
 	// expected is when an open was sent here that has not come yet.
 	expected time.Time
 	refused  bool            // the bytes cannot be right, and their writer was told
+	owed     bool            // a close was answered before what it answers for was pushed
 	pushed   *backends.Image // what the last commit made
 	node     *fileNode       // of the last open
+	inos     []uint64        // inode numbers of all nodes that it was opened through
 	over     chan struct{}   // closed when nothing of it is left to do
 	end      func()          // closes over, once
 	mtime    time.Time       // set before anything was staged
@@ -443,7 +445,7 @@ func (pf *pendingFile) lastNode() *fileNode {
 // took notes that the remote has the file as img.
 func (pf *pendingFile) took(ctx context.Context, img backends.Image) error {
 	pf.mu.Lock()
-	pf.pushed = &img
+	pf.pushed, pf.owed = &img, false
 	attrs, dir, name, node := pf.xattrs, pf.dir, pf.name, pf.node
 	pf.xattrs = nil
 	pf.mu.Unlock()
@@ -464,10 +466,12 @@ func (pf *pendingFile) took(ctx context.Context, img backends.Image) error {
 var errEmpty = fmt.Errorf("the file is empty: %w", syscall.EINVAL)
 
 // refuse is the error for content that is known to be broken. The name goes
-// back to what it was before.
-func (pf *pendingFile) refuse(ref backends.Ref, err error) error {
+// back to what it was before. What a program that is exiting is told, nobody
+// hears.
+func (pf *pendingFile) refuse(ref backends.Ref, err error, exiting bool) error {
 	pf.mu.Lock()
 	pf.refused = true
+	pf.owed = pf.owed && exiting
 	pf.mu.Unlock()
 	return cutShort(pf.cl, ref, err)
 }
@@ -487,6 +491,9 @@ func (pf *pendingFile) hold(n *fileNode) bool {
 	}
 	pf.handles++
 	pf.node, pf.tried, pf.expected = n, false, time.Time{}
+	if ino := n.StableAttr().Ino; !slices.Contains(pf.inos, ino) {
+		pf.inos = append(pf.inos, ino)
+	}
 	return true
 }
 
@@ -523,7 +530,8 @@ func (pf *pendingFile) alone() bool {
 // close is what a program's close(2) means: what was written since the last
 // commit is pushed, and the answer is the remote's. FUSE's FLUSH comes also
 // when a duplicate of the descriptor is closed, with more to be written
-// through others; then nothing is done yet.
+// through others; then nothing is done yet, and the rest is owed: a later close
+// does it, or released.
 func (pf *pendingFile) close(ctx context.Context, n *fileNode, exiting bool) error {
 	pf.mu.Lock()
 	staged, ref, gone := pf.staged, pf.ref, pf.gone
@@ -535,13 +543,16 @@ func (pf *pendingFile) close(ctx context.Context, n *fileNode, exiting bool) err
 	if err := staged.Complete(ctx); err != nil {
 		switch {
 		case pf.heldElsewhere():
+			pf.mu.Lock()
+			pf.owed = pf.owed || !exiting
+			pf.mu.Unlock()
 			return nil
 		case catalog.Truncated(err):
-			return pf.refuse(ref, err)
+			return pf.refuse(ref, err, exiting)
 		case exiting:
 			// Nobody closed it: its writer was ended, perhaps half-way, and
 			// no header tells whether this is all.
-			return nil
+			return pf.unsure(ref, err)
 		}
 		pf.tree.log.Warn("pushing a file that is no image of a known kind", "path", pf.path(), "why", err)
 	}
@@ -559,6 +570,21 @@ func (pf *pendingFile) close(ctx context.Context, n *fileNode, exiting bool) err
 	return pf.took(ctx, img)
 }
 
+// unsure is for a file of no known kind whose last writer was ended: it is kept
+// and not pushed. That is an error where a close was answered before.
+func (pf *pendingFile) unsure(ref backends.Ref, err error) error {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
+	if !pf.owed {
+		return nil
+	}
+	pf.owed = false
+	return &backends.Error{Op: "push", Client: pf.cl.Name, Ref: ref,
+		Err: fmt.Errorf("its last writer ended without closing it, and nothing tells whether it is whole (%w, %w)", err, syscall.EINVAL), Hint: keptHint}
+}
+
+const keptHint = "the bytes are kept; sregfs status shows where"
+
 // released lets go of a file that nobody has open any more.
 func (pf *pendingFile) released() {
 	pf.learn()
@@ -571,7 +597,7 @@ func (pf *pendingFile) released() {
 		return
 	}
 	staged, pushed, gone, node, temp := pf.staged, pf.pushed, pf.gone, pf.node, pf.ref.IsZero()
-	dir, name := pf.dir, pf.name
+	dir, name, ref, owed, refused := pf.dir, pf.name, pf.ref, pf.owed, pf.refused
 	switch {
 	case gone:
 	case staged == nil && pf.base == nil, staged != nil && temp:
@@ -598,7 +624,16 @@ func (pf *pendingFile) released() {
 		return
 	}
 	if !gone && staged.Dirty() {
-		if err := staged.Complete(context.Background()); catalog.Truncated(err) {
+		switch err := staged.Complete(context.Background()); {
+		case !catalog.Truncated(err):
+		case owed:
+			// Whoever closed it may have done away with where it came from.
+			err = &backends.Error{Op: "push", Client: pf.cl.Name, Ref: ref, Err: fmt.Errorf("%w (%w)", err, syscall.EINVAL), Hint: keptHint}
+			staged.Fail(err)
+			if !refused {
+				_ = pf.tree.fail("push", "/"+path.Join(pf.cl.Name, dir, name), err)
+			}
+		default:
 			pf.tree.log.Warn("dropped an incomplete copy", "path", "/"+path.Join(pf.cl.Name, dir, name), "why", err)
 			gone = true
 		}
@@ -607,18 +642,27 @@ func (pf *pendingFile) released() {
 }
 
 // pushLater sees to it that a push goes on whose waiter was interrupted, and
-// begins one for a whole image that no close has pushed. Until it has ended the
-// file stays in sight.
+// begins one for what no close has pushed: a whole image, and a file of no known
+// kind that was closed as one. Until it has ended the file stays in sight.
 func (pf *pendingFile) pushLater() bool {
 	pf.mu.Lock()
 	staged := pf.staged
 	skip := staged == nil || pf.handles > 0 || pf.gone || pf.late || pf.tried || pf.ref.IsZero()
+	owed := pf.owed
 	pf.mu.Unlock()
-	if skip || !staged.Dirty() {
+	if skip || !staged.Dirty() || staged.Size() == 0 {
 		return false
 	}
-	if !staged.Pushing() && (staged.Failed() != nil || staged.Complete(context.Background()) != nil) {
-		return false
+	if !staged.Pushing() {
+		if staged.Failed() != nil {
+			return false
+		}
+		if err := staged.Complete(context.Background()); err != nil {
+			if !owed || catalog.Truncated(err) {
+				return false
+			}
+			pf.tree.log.Warn("pushing a file that is no image of a known kind", "path", pf.path(), "why", err)
+		}
 	}
 	pf.mu.Lock()
 	defer pf.mu.Unlock()

@@ -1,8 +1,10 @@
 package fs
 
 import (
+	"bytes"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -12,13 +14,13 @@ import (
 	"github.com/sregfs/sregfs/cache"
 	"github.com/sregfs/sregfs/cache/staging"
 	"github.com/sregfs/sregfs/fs/catalog"
+	"github.com/sregfs/sregfs/image/imagetest"
 	"github.com/sregfs/sregfs/index"
 )
 
-// TestSecondNodeOfAPush: the kernel forgets the node through which a file was
-// written and gets another one for the name before the file is let go of. What
-// was pushed is found through that one as well, also after a rename.
-func TestSecondNodeOfAPush(t *testing.T) {
+// newTestTree is a tree of one store in memory, "mem", that nobody has mounted.
+func newTestTree(t *testing.T) *Tree {
+	t.Helper()
 	dir, log := t.TempDir(), slog.New(slog.DiscardHandler)
 	x, err := index.Open(t.Context(), index.Options{Database: filepath.Join(dir, "a.db"), State: filepath.Join(dir, "b.db"), Log: log})
 	if err != nil {
@@ -36,15 +38,24 @@ func TestSecondNodeOfAPush(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	tree := &Tree{cat: cat, log: log, born: time.Now(), notify: make(chan notice, 100)}
+	tree.pending.init()
+	t.Cleanup(func() {
+		tree.work.Wait()
 		cat.Close()
 		if err := errors.Join(area.Close(), objects.Close(), x.Close()); err != nil {
 			t.Error(err)
 		}
-	}()
-	tree := &Tree{cat: cat, log: log, born: time.Now()}
-	tree.pending.init()
-	cl, ref := cat.Client("mem"), backends.Ref{Collection: "pusheen", Name: "asaurus", Tag: "red"}
+	})
+	return tree
+}
+
+// TestSecondNodeOfAPush: the kernel forgets the node through which a file was
+// written and gets another one for the name before the file is let go of. What
+// was pushed is found through that one as well, also after a rename.
+func TestSecondNodeOfAPush(t *testing.T) {
+	tree := newTestTree(t)
+	cl, ref := tree.cat.Client("mem"), backends.Ref{Collection: "pusheen", Name: "asaurus", Tag: "red"}
 	pf := tree.newPendingFile(cl, "pusheen", ".tmp.x", backends.Ref{}, nil)
 	tree.pending.put(pf)
 	first := &fileNode{tree: tree, cl: cl, dir: "pusheen", file: ".tmp.x", pf: pf}
@@ -75,5 +86,68 @@ func TestSecondNodeOfAPush(t *testing.T) {
 	second.renamed("pusheen", blue.File(), moved)
 	if img, err = second.image(t.Context()); err != nil || img.Ref.Latest() != blue {
 		t.Errorf("after a rename it stands for %v, %v", img.Ref, err)
+	}
+}
+
+// TestOwedPush: a close was answered because another program had the file open
+// too, and that one let go of it without a close. What was owed is done then, or
+// told, and the bytes are kept: who closed it may have removed the source.
+func TestOwedPush(t *testing.T) {
+	whole, err := os.ReadFile(imagetest.SIF(t, imagetest.Opts{Seed: 1, NoShell: true, ExtraBytes: 100_000}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := backends.Ref{Collection: "pusheen", Name: "asaurus", Tag: "red"}
+	for _, c := range []struct {
+		name               string
+		data               []byte
+		owed, killed       bool
+		pushed, told, kept bool
+	}{
+		{name: "unknown", data: []byte("of no known kind"), owed: true, pushed: true},
+		{name: "truncated", data: whole[:len(whole)/2], owed: true, told: true, kept: true},
+		{name: "whole", data: whole, owed: true, pushed: true},
+		{name: "unknown, the last writer killed", data: []byte("of no known kind"), owed: true, killed: true, told: true, kept: true},
+		{name: "truncated, the last writer killed", data: whole[:len(whole)/2], owed: true, killed: true, told: true, kept: true},
+		{name: "unknown, the only writer killed", data: []byte("of no known kind"), killed: true, kept: true},
+		{name: "truncated, the only writer killed", data: whole[:len(whole)/2], killed: true, told: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tree := newTestTree(t)
+			cl := tree.cat.Client("mem")
+			pf := tree.newPendingFile(cl, "pusheen", ref.File(), ref, nil)
+			tree.pending.put(pf)
+			n := &fileNode{tree: tree, cl: cl, dir: "pusheen", file: ref.File(), pf: pf}
+			pf.hold(n)
+			staged, err := pf.stage(t.Context(), true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := staged.WriteAt(c.data, 0); err != nil {
+				t.Fatal(err)
+			}
+			pf.owed = c.owed
+			if c.killed {
+				_ = tree.fail("push", pf.path(), pf.close(t.Context(), n, true))
+			}
+			pf.letGo()
+			tree.work.Wait()
+			img, err := cl.Store.Stat(t.Context(), ref)
+			if pushed := err == nil && img.Size == int64(len(c.data)); pushed != c.pushed {
+				t.Errorf("the remote has %d bytes (%v); pushed is %v, want %v", img.Size, err, pushed, c.pushed)
+			}
+			if failures := tree.cat.Failures(); len(failures) > 0 != c.told || len(failures) > 1 {
+				t.Errorf("failures are %+v, want one: %v", failures, c.told)
+			}
+			held := tree.cat.Held()
+			if len(held) > 0 != c.kept {
+				t.Fatalf("held is %+v, want some: %v", held, c.kept)
+			}
+			if c.kept {
+				if got, err := os.ReadFile(held[0].File); err != nil || !bytes.Equal(got, c.data) {
+					t.Errorf("%d other bytes are held, want %d: %v", len(got), len(c.data), err)
+				}
+			}
+		})
 	}
 }

@@ -50,6 +50,7 @@ type Tree struct {
 	uid     uint32
 	gid     uint32
 	born    time.Time
+	dev     uint64 // the mount's device number
 	pending pending
 	usage   usageCache
 	// Opens for reading since the mount, by who serves them.
@@ -115,6 +116,10 @@ func Mount(dir string, cat *catalog.Catalog, o Options) (*Tree, error) {
 	go server.Serve()
 	if err := server.WaitMount(); err != nil {
 		return nil, err
+	}
+	var ok bool
+	if t.dev, _, ok = known(dir); !ok {
+		t.log.Warn("cannot tell the mount's device: a file that several programs write in turn may be pushed before the last of them is done", "mount", dir)
 	}
 	t.work.Go(t.sendNotices)
 	t.work.Go(t.forgetListed)

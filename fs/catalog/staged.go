@@ -392,6 +392,14 @@ func (s *Staged) Discard() {
 // Sync makes what was written safe on this disk.
 func (s *Staged) Sync() error { return s.file.Sync() }
 
+// Fail notes why the bytes are kept that will not be committed.
+func (s *Staged) Fail(why error) {
+	err := s.file.Update(func(m *staging.Meta) { m.State, m.Error = staging.Failed, why.Error() })
+	if err != nil {
+		s.cl.log.Warn("cannot note why a staged file is kept", "error", err)
+	}
+}
+
 // Failed is why the last commit failed, nil if none did.
 func (s *Staged) Failed() error {
 	m := s.file.Meta()
