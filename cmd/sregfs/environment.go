@@ -223,6 +223,9 @@ func (e *environment) openEach(ctx context.Context) ([]opened, error) {
 			continue
 		}
 		store, err := c.Open(ctx, e.clientSettings(c.Name, s))
+		if err != nil {
+			store = nil // some return a nil pointer, which is no nil interface
+		}
 		list = append(list, opened{c, store, err})
 	}
 	return list, nil
