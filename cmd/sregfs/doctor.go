@@ -35,6 +35,7 @@ func (c *doctorCmd) Run(ctx context.Context, e *environment) error {
 	list := []finding{
 		checkDevice(), checkFusermount(), checkOthers(), checkPassthrough(e), checkRuntime(), checkCacheDisk(e), checkDatabase(ctx, e),
 	}
+	list = append(list, checkMounts()...)
 	clock := remoteClock{next: e.transport}
 	e.transport = &clock
 	clients, err := e.openEach(ctx)
@@ -209,6 +210,17 @@ func mayWrite(path string) error {
 		}
 	}
 	return nil
+}
+
+// checkMounts finds the dead mounts of this user.
+func checkMounts() (list []finding) {
+	for _, m := range ownMounts() {
+		if m.dead() {
+			list = append(list, finding{"mount", m.dir + " is dead: its daemon is gone",
+				"mount there again, or take it away with: sregfs unmount " + m.dir, true})
+		}
+	}
+	return list
 }
 
 // clockSkew is how wrong a clock may be before signed requests and tokens

@@ -10,9 +10,11 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -103,8 +105,7 @@ func checkMountPoint(dir string, log *slog.Logger) error {
 	if m := findMount(dir); m.dir == dir {
 		abortDead(m, log)
 	}
-	// Attributes may still be cached; only reading asks whoever serves it.
-	if _, err := os.ReadDir(dir); errors.Is(err, syscall.ENOTCONN) {
+	if unserved(dir) {
 		log.Warn("replacing a dead mount", "mount", dir)
 		if err := detach(dir); err != nil {
 			return fmt.Errorf("take away the dead mount at %s: %w", dir, err)
@@ -126,6 +127,41 @@ func checkMountPoint(dir string, log *slog.Logger) error {
 		return fmt.Errorf("mount point %s is not empty; what is in it would be hidden", dir)
 	}
 	return nil
+}
+
+// unserved reports whether dir is in a mount that nobody serves any more. It
+// waits for who does.
+func unserved(dir string) bool {
+	// Attributes may still be cached; only reading asks whoever serves it.
+	_, err := os.ReadDir(dir)
+	return errors.Is(err, syscall.ENOTCONN)
+}
+
+// dead reports whether the daemon of a mount is gone, or was killed and waits
+// for itself. Of one that does not answer soon it says no.
+func (m mountEntry) dead() bool {
+	if deadlocked(os.DirFS("/proc"), m) {
+		return true // who looked into it would wait, too
+	}
+	answer := make(chan bool, 1)
+	go func() { answer <- unserved(m.dir) }()
+	select {
+	case dead := <-answer:
+		return dead
+	case <-time.After(2 * time.Second):
+		return false
+	}
+}
+
+// ownMounts are the trees that this user has mounted.
+func ownMounts() []mountEntry {
+	table, err := mountTable()
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(table, func(m mountEntry) bool {
+		return m.fsType != fsType || m.user != strconv.Itoa(os.Geteuid())
+	})
 }
 
 // detach takes a mount out of the tree even while it is in use.

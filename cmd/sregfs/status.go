@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -70,8 +69,12 @@ func (c *statusCmd) print(e *environment, st control.Status) {
 	defer w.Flush()
 	if st.Mount == "" {
 		fmt.Fprintf(w, "Nothing is mounted with the cache in %s.\n", e.cacheDir())
-		for _, dir := range ownMounts() {
-			fmt.Fprintf(w, "%s is mounted with another cache; name that with --cache-dir.\n", dir)
+		for _, m := range ownMounts() {
+			if m.dead() {
+				fmt.Fprintf(w, "The mount at %s is dead: its daemon is gone. Mount there again, or take it away with: sregfs unmount %s\n", m.dir, m.dir)
+			} else {
+				fmt.Fprintf(w, "%s is mounted with another cache; name that with --cache-dir.\n", m.dir)
+			}
 		}
 	} else {
 		how := ""
@@ -118,21 +121,6 @@ func (c *statusCmd) print(e *environment, st control.Status) {
 		}
 		fmt.Fprintf(w, "failed\t%s  %s%s\n", f.At.Format(time.DateTime), f.What, times)
 	}
-}
-
-// ownMounts are the directories where this user has mounted a tree.
-func ownMounts() []string {
-	table, err := mountTable()
-	if err != nil {
-		return nil
-	}
-	var dirs []string
-	for _, m := range table {
-		if m.fsType == fsType && m.user == strconv.Itoa(os.Geteuid()) {
-			dirs = append(dirs, m.dir)
-		}
-	}
-	return dirs
 }
 
 // count prints a number of things.

@@ -265,6 +265,12 @@ func TestDeadMount(t *testing.T) {
 		image := smallImage(t, 1)
 		d.run("mkdir %s/pusheen && cp %s %s/pusheen/a:1.simg", a.client, image, a.client)
 		d.kill()
+		for _, command := range []string{"status", "doctor --offline"} {
+			out, _ := m.command(t.Context(), program, strings.Fields(command)...).Output()
+			if want := d.dir + " is dead: its daemon is gone"; !strings.Contains(string(out), want) || strings.Contains(string(out), "another cache") {
+				t.Errorf("%s beside a dead mount:\n%swant %q", command, out, want)
+			}
+		}
 		d = m.mount("--client=" + a.client)
 		d.run("cmp %s %s/pusheen/a:1.simg", image, a.client)
 		if out := d.run("%s status", program); !strings.Contains(out, "nothing waits") {
