@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/all"
@@ -354,21 +353,4 @@ func clientNames(registries map[string]string, login bool) []string {
 		}
 	}
 	return names
-}
-
-// waitReleased returns when no process holds the cache any more, or soon in
-// any case.
-func waitReleased(ctx context.Context, dir string) error {
-	for range 100 {
-		_, err := control.Dial(ctx, dir)
-		if err != nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	iofs "io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sregfs/sregfs/fs/control"
 )
 
 // fsType is the tree's type in the mount table.
@@ -251,12 +254,71 @@ func (c *unmountCmd) Run(ctx context.Context, e *environment) error {
 	}
 	if os.Geteuid() == 0 {
 		if err := unix.Unmount(c.Dir, 0); err == nil {
-			return waitReleased(ctx, e.cacheDir())
+			return e.waitReleased(ctx, m)
 		}
 	}
 	out, err := exec.CommandContext(ctx, "fusermount3", "-u", c.Dir).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("unmount %s: %s; stop what uses it, or add --lazy", c.Dir, strings.TrimSpace(string(out)))
 	}
-	return waitReleased(ctx, e.cacheDir())
+	return e.waitReleased(ctx, m)
+}
+
+// waitReleased returns when no process holds the cache any more, or soon in
+// any case. If that is the daemon of the mount m, which was just taken down, it
+// says what keeps it.
+func (e *environment) waitReleased(ctx context.Context, m mountEntry) error {
+	for range 100 {
+		if _, err := control.Dial(ctx, e.cacheDir()); err != nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	ask, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	d, err := control.Dial(ask, e.cacheDir())
+	if err != nil {
+		return nil
+	}
+	st, err := d.Status(ask)
+	if err != nil || ourMount(m.dir) == m.dir {
+		return nil
+	}
+	if dir, err := filepath.EvalSymlinks(st.Mount); err != nil || dir != m.dir {
+		return nil // another mount has this cache
+	}
+	why := "has not ended yet and keeps the cache until it has"
+	if who := mountedFor(os.DirFS("/proc"), m); who != "" {
+		why = fmt.Sprintf("still serves it to process %s, which has it in another mount namespace or place, and keeps the cache until that ends", who)
+	}
+	fmt.Fprintf(e.stderr, "sregfs: %s is unmounted here, but process %d %s\n", m.dir, st.PID, why)
+	return nil
+}
+
+// mountedFor is the number of a process that sees the mount m, wherever it has
+// it, and "" without one. p is /proc.
+func mountedFor(p iofs.FS, m mountEntry) (pid string) {
+	list, err := iofs.ReadDir(p, ".")
+	if err != nil {
+		return ""
+	}
+	for _, e := range list {
+		if _, err := strconv.Atoi(e.Name()); err != nil {
+			continue
+		}
+		table, err := iofs.ReadFile(p, e.Name()+"/mountinfo")
+		if err != nil {
+			continue // it has ended, or is not shown to this user
+		}
+		for line := range strings.Lines(string(table)) {
+			if seen, ok := parseMount(line); ok && seen.fsType == m.fsType && seen.minor == m.minor {
+				return e.Name()
+			}
+		}
+	}
+	return ""
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -277,6 +278,41 @@ func TestDeadMount(t *testing.T) {
 			t.Errorf("status after a crash:\n%s", out)
 		}
 	})
+}
+
+// TestMountedElsewhere: unmount says what keeps a daemon that goes on, since it
+// keeps the cache from the next mount.
+func TestMountedElsewhere(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("a mount namespace needs root")
+	}
+	d := newMachine(t, localAccount(t).env...).mount("--client=local")
+	other := exec.Command("unshare", "--mount", "--propagation", "private", "cat")
+	in, err := other.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		in.Close()
+		if err := other.Wait(); err != nil {
+			t.Error(err)
+		}
+	}()
+	d.eventually("a mount namespace", func() error {
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", other.Process.Pid))
+		if err == nil && string(name) != "cat\n" {
+			err = fmt.Errorf("the process is %s", name)
+		}
+		return err
+	})
+	_, errOut, err := d.try("cd / && %s unmount %s", program, d.dir)
+	want := fmt.Sprintf("unmounted here, but process %d still serves it to process %d", d.cmd.Process.Pid, other.Process.Pid)
+	if err != nil || !strings.Contains(errOut, want) {
+		t.Errorf("unmount: %v %q, want %q", err, errOut, want)
+	}
 }
 
 // TestSecondDaemon: one cache serves one daemon; the second is told so.
