@@ -150,11 +150,11 @@ func (c *shareCmd) Run(ctx context.Context, e *environment) error {
 		return err
 	}
 	if !c.Quiet {
-		fmt.Fprintln(e.stdout, img.Ref.Latest())
+		fmt.Fprintln(e.stdout, plain(img.Ref.Latest().String()))
 	}
 	switch {
 	case email != "" && !c.Quiet:
-		fmt.Fprintf(e.stdout, "Share to %s complete: %s!\n", email, share.ID)
+		fmt.Fprintf(e.stdout, "Share to %s complete: %s!\n", email, plain(share.ID))
 	case share.URL != "":
 		fmt.Fprintln(e.stdout, share.URL)
 	default:
@@ -191,7 +191,7 @@ func (c *imagesCmd) Run(ctx context.Context, e *environment) error {
 		if r.Version != "" && !strings.Contains(uri, "@") {
 			uri += "@" + r.Version
 		}
-		fmt.Fprintf(e.stdout, "%d  %s\t%s\t   [%s]\t%s\n", i+1, r.Created.Format("January 02, 2006"), location, r.Client, uri)
+		fmt.Fprintf(e.stdout, "%d  %s\t%s\t   [%s]\t%s\n", i+1, r.Created.Format("January 02, 2006"), location, plain(r.Client), plain(uri))
 	}
 	return nil
 }
@@ -301,7 +301,7 @@ func (c *clientsCmd) Run(ctx context.Context, e *environment) error {
 		if len(o.client.Aliases) > 0 {
 			name += " (" + strings.Join(o.client.Aliases, ", ") + ")"
 		}
-		fmt.Fprintf(e.stdout, "%-28s %s\n%-28s %s\n", name, o.client.About, "", state)
+		fmt.Fprintf(e.stdout, "%-28s %s\n%-28s %s\n", name, o.client.About, "", plain(state))
 	}
 	return nil
 }

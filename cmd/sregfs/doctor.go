@@ -56,9 +56,9 @@ func (c *doctorCmd) Run(ctx context.Context, e *environment) error {
 		} else if f.advice != "" {
 			mark = "note"
 		}
-		fmt.Fprintf(e.stdout, "%s  %-14s %s\n", mark, f.name, f.state)
+		fmt.Fprintf(e.stdout, "%s  %-14s %s\n", mark, f.name, plain(f.state))
 		if f.advice != "" {
-			fmt.Fprintf(e.stdout, "%-20s → %s\n", "", f.advice)
+			fmt.Fprintf(e.stdout, "%-20s → %s\n", "", plain(f.advice))
 		}
 	}
 	if bad > 0 {

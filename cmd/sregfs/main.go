@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"os/user"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -91,7 +92,11 @@ func main() {
 	case errors.Is(err, context.Canceled):
 		os.Exit(130)
 	default:
-		fmt.Fprintln(os.Stderr, "sregfs:", err)
+		lines := strings.Split(err.Error(), "\n") // of errors that are joined
+		for i := range lines {
+			lines[i] = plain(lines[i])
+		}
+		fmt.Fprintln(os.Stderr, "sregfs:", strings.Join(lines, "\n"))
 		os.Exit(1)
 	}
 }

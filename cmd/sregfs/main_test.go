@@ -10,6 +10,9 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sregfs/sregfs/fs/catalog"
+	"github.com/sregfs/sregfs/fs/control"
 )
 
 func TestMain(m *testing.M) {
@@ -88,6 +91,32 @@ func TestSize(t *testing.T) {
 		if got := size(n); got != want {
 			t.Errorf("size(%d) = %q, want %q", n, got, want)
 		}
+	}
+}
+
+// TestPlain: no name from a remote moves the cursor or makes a line of its own.
+func TestPlain(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", "pusheen/asaurus:red": "pusheen/asaurus:red", "ü/日本 🐱\u200d": "ü/日本 🐱\u200d", "\ufffd": "\ufffd",
+		"a\x1b[2Jb\nc\td\x7f": `a\x1b[2Jb\x0ac\x09d\x7f`, "a\u009bb": `a\u009bb`, "a\x9bb\xff": `a\x9bb\xff`,
+	} {
+		if got := plain(in); got != want {
+			t.Errorf("plain(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+// TestPlainStatus: what status tells of remotes is plain.
+func TestPlainStatus(t *testing.T) {
+	const bad = "a\x1b[2J\nfailed\tb"
+	var out strings.Builder
+	(&statusCmd{}).print(&environment{stdout: &out, settings: settings{CacheDir: bad}}, control.Status{
+		Clients:  []control.ClientStatus{{Name: "local", Error: bad}},
+		Held:     []catalog.Held{{Client: "local", Image: bad, File: bad, Error: bad}},
+		Failures: []catalog.Failure{{What: bad}},
+	})
+	if n := strings.Count(out.String(), plain(bad)); n != 6 || strings.ContainsAny(out.String(), "\x1b\t") {
+		t.Errorf("status prints %d of 6 values plainly:\n%q", n, out.String())
 	}
 }
 

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/sregfs/sregfs/cache/staging"
 	"github.com/sregfs/sregfs/fs/catalog"
@@ -68,12 +71,12 @@ func (c *statusCmd) print(e *environment, st control.Status) {
 	w := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
 	defer w.Flush()
 	if st.Mount == "" {
-		fmt.Fprintf(w, "Nothing is mounted with the cache in %s.\n", e.cacheDir())
+		fmt.Fprintf(w, "Nothing is mounted with the cache in %s.\n", plain(e.cacheDir()))
 		for _, m := range ownMounts() {
 			if m.dead() {
-				fmt.Fprintf(w, "The mount at %s is dead: its daemon is gone. Mount there again, or take it away with: sregfs unmount %s\n", m.dir, m.dir)
+				fmt.Fprintf(w, "The mount at %s is dead: its daemon is gone. Mount there again, or take it away with: sregfs unmount %s\n", plain(m.dir), plain(m.dir))
 			} else {
-				fmt.Fprintf(w, "%s is mounted with another cache; name that with --cache-dir.\n", m.dir)
+				fmt.Fprintf(w, "%s is mounted with another cache; name that with --cache-dir.\n", plain(m.dir))
 			}
 		}
 	} else {
@@ -81,12 +84,12 @@ func (c *statusCmd) print(e *environment, st control.Status) {
 		if st.ReadOnly {
 			how = ", read-only"
 		}
-		fmt.Fprintf(w, "mount\t%s%s\n", st.Mount, how)
+		fmt.Fprintf(w, "mount\t%s%s\n", plain(st.Mount), how)
 		fmt.Fprintf(w, "process\t%d, since %s\n", st.PID, st.Since.Format(time.DateTime))
 	}
 	if x := st.Cache; x != nil {
 		fmt.Fprintf(w, "cache\t%s of %s in %s, %s fetched (%s)\n",
-			size(x.Used), size(x.Limit), count(int64(x.Objects), "object"), size(x.Fetched), x.Dir)
+			size(x.Used), size(x.Limit), count(int64(x.Objects), "object"), size(x.Fetched), plain(x.Dir))
 	}
 	for _, cl := range st.Clients {
 		how := "not listed yet"
@@ -98,14 +101,14 @@ func (c *statusCmd) print(e *environment, st control.Status) {
 		case cl.Listed:
 			how = "listed " + cl.At.Format(time.DateTime)
 		}
-		fmt.Fprintf(w, "client\t%s: %s in %s, %s\n", cl.Name, count(cl.Images, "image"), count(cl.Collections, "collection"), how)
+		fmt.Fprintf(w, "client\t%s: %s in %s, %s\n", cl.Name, count(cl.Images, "image"), count(cl.Collections, "collection"), plain(how))
 	}
 	alone := false
 	for _, h := range st.Held {
 		alone = alone || h.State == string(staging.Failed) || h.State == string(staging.Orphan)
-		fmt.Fprintf(w, "held\t%s://%s: %s, %s (%s)\n", h.Client, h.Image, size(h.Bytes), h.State, h.File)
+		fmt.Fprintf(w, "held\t%s://%s: %s, %s (%s)\n", plain(h.Client), plain(h.Image), size(h.Bytes), h.State, plain(h.File))
 		if h.Error != "" {
-			fmt.Fprintf(w, "\t%s\n", h.Error)
+			fmt.Fprintf(w, "\t%s\n", plain(h.Error))
 		}
 	}
 	if alone {
@@ -119,7 +122,7 @@ func (c *statusCmd) print(e *environment, st control.Status) {
 		if f.Times > 1 {
 			times = fmt.Sprintf(" (%d times)", f.Times)
 		}
-		fmt.Fprintf(w, "failed\t%s  %s%s\n", f.At.Format(time.DateTime), f.What, times)
+		fmt.Fprintf(w, "failed\t%s  %s%s\n", f.At.Format(time.DateTime), plain(f.What), times)
 	}
 }
 
@@ -129,6 +132,24 @@ func count(n int64, thing string) string {
 		return "1 " + thing
 	}
 	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// plain is s with what a terminal would act upon, and what is no text, written
+// as \x1b or \u009b: names and errors come from others.
+func plain(s string) string {
+	var b strings.Builder
+	for i, width := 0, 0; i < len(s); i += width {
+		var r rune
+		switch r, width = utf8.DecodeRuneInString(s[i:]); {
+		case r == utf8.RuneError && width == 1, r < 0x80 && unicode.IsControl(r):
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case unicode.IsControl(r):
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			b.WriteString(s[i : i+width])
+		}
+	}
+	return b.String()
 }
 
 // size prints bytes for people.
