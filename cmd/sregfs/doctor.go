@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/backends/pacer"
 )
 
 type doctorCmd struct {
@@ -36,18 +38,18 @@ func (c *doctorCmd) Run(ctx context.Context, e *environment) error {
 		checkDevice(), checkFusermount(), checkOthers(), checkPassthrough(e), checkRuntime(), checkCacheDisk(e), checkDatabase(ctx, e),
 	}
 	list = append(list, checkMounts()...)
-	clock := remoteClock{next: e.transport}
-	e.transport = &clock
+	heard := talk{next: e.transport}
+	e.transport = &heard
 	clients, err := e.openEach(ctx)
 	if err != nil {
 		list = append(list, finding{"clients", err.Error(), "", true})
 	}
 	for _, o := range clients {
-		f := c.checkClient(ctx, o)
+		f := c.checkClient(ctx, o, &heard)
 		f.bad = f.bad || o.err != nil && len(e.Client) > 0 // it was asked for
 		list = append(list, f)
 	}
-	list = append(list, clock.check())
+	list = append(list, heard.checkClock())
 	bad := 0
 	for _, f := range list {
 		mark := "ok  "
@@ -227,30 +229,46 @@ func checkMounts() (list []finding) {
 // fail.
 const clockSkew = 5 * time.Minute
 
-// remoteClock reads what time the services think it is from their answers.
-type remoteClock struct {
+// talk is the clients' transport, and learns from what passes: what time the
+// services think it is, and which hosts do not answer.
+type talk struct {
 	next  http.RoundTripper
 	mu    sync.Mutex
 	known bool
-	ahead time.Duration // of this machine's clock
+	ahead time.Duration    // of this machine's clock
+	met   map[string]error // in place of an answer, by host
 }
 
 // RoundTrip passes a request on and notes the answer's Date (RFC 9110, section
-// 6.6.1).
-func (c *remoteClock) RoundTrip(req *http.Request) (*http.Response, error) {
+// 6.6.1), or what was met in its place.
+func (c *talk) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := c.next.RoundTrip(req)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if err != nil {
+		if req.Context().Err() == nil {
+			if c.met == nil {
+				c.met = map[string]error{}
+			}
+			c.met[req.URL.Host] = err
+		}
 		return nil, err
 	}
+	delete(c.met, req.URL.Host)
 	if t, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
-		c.mu.Lock()
 		c.known, c.ahead = true, time.Since(t).Truncate(time.Second)
-		c.mu.Unlock()
 	}
 	return resp, nil
 }
 
-func (c *remoteClock) check() finding {
+// troubles are the hosts that do not answer and what was met in place of it.
+func (c *talk) troubles() map[string]error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.met)
+}
+
+func (c *talk) checkClock() finding {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -263,7 +281,10 @@ func (c *remoteClock) check() finding {
 	return finding{name: "clock", state: "agrees with the services'"}
 }
 
-func (c *doctorCmd) checkClient(ctx context.Context, o opened) finding {
+// patience is how long a service has for its answer.
+const patience = 15 * time.Second
+
+func (c *doctorCmd) checkClient(ctx context.Context, o opened, t *talk) finding {
 	f := finding{name: o.client.Name}
 	if o.err != nil {
 		f.state = o.err.Error()
@@ -279,9 +300,21 @@ func (c *doctorCmd) checkClient(ctx context.Context, o opened) finding {
 	if !ok || c.Offline {
 		return f
 	}
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	others := t.troubles()
 	name, err := a.Account(ctx)
+	if ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded) {
+		// It does not know what the request met that it waited for, such as that
+		// for a token.
+		met := fmt.Errorf("no answer within %s", patience)
+		for host, trouble := range t.troubles() {
+			if _, other := others[host]; !other {
+				met = trouble
+			}
+		}
+		err = &pacer.Error{Kind: backends.ErrUnreachable, Err: met}
+	}
 	if err != nil {
 		hint := backends.Hint(err)
 		return finding{o.client.Name, strings.TrimSuffix(err.Error(), "; "+hint), hint, true}
