@@ -32,6 +32,8 @@ type Options struct {
 	AllowOther bool
 	// ReadOnly mounts read-only.
 	ReadOnly bool
+	// Flags are further options of the mount, as fusermount3 names them: "noexec".
+	Flags []string
 	// Aliases are further names of clients: alias → client.
 	Aliases map[string]string
 	// StackedCache says that the cache's file system is itself stacked
@@ -104,6 +106,7 @@ func Mount(dir string, cat *catalog.Catalog, o Options) (*Tree, error) {
 	if o.ReadOnly {
 		opts.Options = append(opts.Options, "ro")
 	}
+	opts.Options = append(opts.Options, o.Flags...)
 	if o.AllowOther {
 		opts.Options = append(opts.Options, "default_permissions")
 	}

@@ -31,6 +31,7 @@ func fromMountHelper(args []string) (line []string, ok bool, err error) {
 		return nil, true, nil
 	}
 	out := []string{"mount", "--daemon", args[2]}
+	set := map[string]bool{} // of mountFlags; the last word counts
 	for i := 0; i < len(flags); i++ {
 		if flags[i] != "-o" || i+1 >= len(flags) {
 			continue
@@ -44,6 +45,10 @@ func fromMountHelper(args []string) (line []string, ok bool, err error) {
 				out = append(out, "--read-only")
 			case name == "allow_other":
 				out = append(out, "--allow-other")
+			case slices.Contains(mountFlags, name):
+				set[name] = true
+			case slices.Contains(mountFlags, "no"+name):
+				delete(set, "no"+name)
 			case slices.Contains(valueFlags, flag):
 				if !hasValue {
 					return nil, true, fmt.Errorf("the mount option %q needs a value", name)
@@ -54,8 +59,17 @@ func fromMountHelper(args []string) (line []string, ok bool, err error) {
 			}
 		}
 	}
+	for _, name := range mountFlags {
+		if set[name] {
+			out = append(out, "--option="+name)
+		}
+	}
 	return out, true, nil
 }
+
+// mountFlags are the options of mount(8) that --option takes: what the mount is
+// without, unless told so, and fusermount3 can give it.
+var mountFlags = []string{"noexec", "noatime"}
 
 // valueFlags are the flags that may stand as options with a value.
 var valueFlags = []string{"--client", "--registry", "--cache-dir", "--cache-size", "--image-data", "--config", "--metrics", "--log-level", "--log-format"}

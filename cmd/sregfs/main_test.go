@@ -57,7 +57,9 @@ func TestFromMountHelper(t *testing.T) {
 	for _, c := range []struct{ args, want []string }{
 		{[]string{"/sbin/mount.fuse.sregfs", "none", "/mnt", "-s", "-o", "rw,wat=1"}, []string{"mount", "--daemon", "/mnt"}},
 		{[]string{"/sbin/mount.fuse.sregfs", "none", "/mnt", "-t", "fuse.sregfs", "-v", "-o", "rw,user,noexec,nofail,x-systemd.automount"},
-			[]string{"mount", "--daemon", "/mnt"}},
+			[]string{"mount", "--daemon", "/mnt", "--option=noexec"}},
+		{[]string{"/sbin/mount.fuse.sregfs", "none", "/mnt", "-o", "noatime,noexec,nodev,suid,nodiratime,exec,relatime"},
+			[]string{"mount", "--daemon", "/mnt", "--option=noatime"}},
 		{[]string{"/sbin/mount.fuse.sregfs", "none", "/mnt", "-fv", "-o", "rw"}, []string{}},
 		{[]string{"sregfs", "sregfs", "/mnt", "-o", "rw,nosuid,allow_other,client=dropbox,cache_size=5G"},
 			[]string{"mount", "--daemon", "/mnt", "--allow-other", "--client=dropbox", "--cache-size=5G"}},

@@ -23,12 +23,13 @@ import (
 )
 
 type mountCmd struct {
-	Dir        string `arg:"" help:"An existing directory." type:"path"`
-	Daemon     bool   `help:"Return once the tree is ready, and go on in the background."`
-	ReadOnly   bool   `help:"Refuse every change."`
-	AllowOther bool   `help:"Let other users read the mount; for setuid runtimes and shared nodes."`
-	Metrics    string `help:"Answer Prometheus at this address; on the loopback interface if it is a port alone." placeholder:"[HOST:]PORT"`
-	DebugFuse  bool   `help:"Log every FUSE message." hidden:""`
+	Dir        string   `arg:"" help:"An existing directory." type:"path"`
+	Daemon     bool     `help:"Return once the tree is ready, and go on in the background."`
+	ReadOnly   bool     `help:"Refuse every change."`
+	AllowOther bool     `help:"Let other users read the mount; for setuid runtimes and shared nodes."`
+	Option     []string `help:"An option of mount(8): noexec or noatime (repeatable). nosuid and nodev always hold." placeholder:"NAME" enum:"noexec,noatime"`
+	Metrics    string   `help:"Answer Prometheus at this address; on the loopback interface if it is a port alone." placeholder:"[HOST:]PORT"`
+	DebugFuse  bool     `help:"Log every FUSE message." hidden:""`
 }
 
 // readyFD is the descriptor on which a daemon tells its parent that it is
@@ -87,7 +88,7 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 	defer done.Close()
 	cat.Start()
 	tree, err := fs.Mount(c.Dir, cat, fs.Options{
-		AllowOther: allowOther, ReadOnly: c.ReadOnly, Aliases: aliases,
+		AllowOther: allowOther, ReadOnly: c.ReadOnly, Flags: c.Option, Aliases: aliases,
 		StackedCache: onOverlay(e.cacheDir()), Debug: c.DebugFuse, Log: e.log,
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -312,6 +313,26 @@ func TestMountedElsewhere(t *testing.T) {
 	want := fmt.Sprintf("unmounted here, but process %d still serves it to process %d", d.cmd.Process.Pid, other.Process.Pid)
 	if err != nil || !strings.Contains(errOut, want) {
 		t.Errorf("unmount: %v %q, want %q", err, errOut, want)
+	}
+}
+
+// TestMountOptions: what is asked of mount(8) holds.
+func TestMountOptions(t *testing.T) {
+	for _, uid := range []int{0, 1000} {
+		if os.Getuid() != 0 && uid != os.Getuid() {
+			continue // an ordinary user tries it as himself
+		}
+		m := newMachine(t, localAccount(t).env...)
+		if uid != 0 {
+			m.asUser(uid)
+		}
+		d := m.mount("--client=local", "--option=noexec", "--option=noatime")
+		got := strings.Split(strings.TrimSpace(d.run("findmnt -no OPTIONS %s", d.dir)), ",")
+		for _, want := range []string{"noexec", "noatime", "nosuid", "nodev"} {
+			if !slices.Contains(got, want) {
+				t.Errorf("the mount of user %d has %q, without %q", uid, got, want)
+			}
+		}
 	}
 }
 
