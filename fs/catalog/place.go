@@ -42,7 +42,7 @@ func (cl *Client) arrive(ctx context.Context) error {
 		return err
 	}
 	if known {
-		cl.log.Info("the client has been pointed at another place; it is listed anew")
+		cl.log.Info("the client has another account, folder or token than before; it is listed anew")
 		if err := x.DropClient(ctx, cl.Name); err != nil {
 			return err
 		}
