@@ -39,6 +39,12 @@ func mountStores(t *testing.T, stores map[string]backends.Store) (mnt string, ca
 		t.Fatal(err)
 	}
 	cat.Start()
+	for _, cl := range cat.Clients() {
+		// What is done beside the first listing may show in it for a moment more.
+		if err := cl.Listed(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	mnt = filepath.Join(dir, "mnt")
 	if err := os.Mkdir(mnt, 0o755); err != nil {
 		t.Fatal(err)
