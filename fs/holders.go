@@ -55,7 +55,9 @@ func (pf *pendingFile) heldElsewhere() bool {
 
 // known is the device and the number of the file that a path leads to, as the
 // kernel knows them without asking who serves it: that may be this program. All
-// mount namespaces see one device. It is false for a file that was removed.
+// mount namespaces see one device. It is false for a file that was removed, unless
+// the kernel has asked for its attributes at the wrong moment: then its writers
+// count, and what they hold up is pushed, or told of, when they are done.
 func known(path string) (dev, ino uint64, ok bool) {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_NLINK, &st); err != nil || st.Nlink == 0 {

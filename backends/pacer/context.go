@@ -48,7 +48,8 @@ func Once(ctx context.Context) context.Context {
 }
 
 // WithCeiling sets what each of the requests may wait in all for the service
-// to come round, in place of Options.Ceiling. With 0 each is sent once. Time
+// to come round, in place of Options.Ceiling. With 0 each is sent once,
+// or not at all between two knocks at a host that has stopped to answer. Time
 // spent waiting for a slot, or on a connection that moves, does not count.
 func WithCeiling(ctx context.Context, d time.Duration) context.Context {
 	return mark(ctx, func(m *marks) { m.ceiling, m.ceilingSet = d, true })

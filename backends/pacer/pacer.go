@@ -50,10 +50,10 @@ type Options struct {
 // Pacer is an http.RoundTripper that paces one account's requests. It is safe
 // for concurrent use.
 type Pacer struct {
-	base http.RoundTripper
-	opts Options
-	gate *gate
-	reach
+	base  http.RoundTripper
+	opts  Options
+	gate  *gate
+	reach reach
 
 	requests, retries, limited, faults, gaveUp atomic.Int64
 }
