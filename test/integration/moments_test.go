@@ -168,12 +168,20 @@ func TestMoments(t *testing.T) {
 				if len(moments) == 0 {
 					t.Fatal("the act has no steps")
 				}
-				came, ran := 0, 0
+				// How many ranges a read is fetched by depends on the time each
+				// takes: a kind's later steps may stay away, its first may not.
+				came, ran, kinds, kindsCame := 0, 0, 0, 0
 				for _, at := range moments {
 					t.Run(at.String(), func(t *testing.T) {
 						ran++
+						if at.nth == 1 {
+							kinds++
+						}
 						if _, ok := run(t, at); ok {
 							came++
+							if at.nth == 1 {
+								kindsCame++
+							}
 						} else {
 							t.Log("the moment did not come this time; the daemon was killed after the act")
 						}
@@ -182,9 +190,9 @@ func TestMoments(t *testing.T) {
 						}
 					})
 				}
-				t.Logf("killed at %d of %d moments", came, ran)
-				if ran > 4 && came < ran/2 {
-					t.Error("hardly any moment came: the steps are called otherwise in each run")
+				t.Logf("killed at %d of %d moments, and at the first of %d of %d kinds", came, ran, kindsCame, kinds)
+				if kinds > 4 && kindsCame < kinds/2 {
+					t.Error("hardly any kind of step came: they are called otherwise in each run")
 				}
 			})
 		}
