@@ -271,9 +271,13 @@ func join(collection, name string) (string, string) {
 // date, as the seeds' add and record do. A record's number, its date, and a
 // path or URL that r has none of, stay. Its metrics are kept but for the
 // members that r brings something for. A record that knew no version gets r's.
-// It returns the record as it then is, and whether it is new. While records are
-// off, r comes back.
+// A new one without a date gets the present. It returns the record as it then is,
+// and whether it is new. While records are off, r comes back.
 func (x *Index) PutRecord(ctx context.Context, r Record) (Record, bool, error) {
+	if r.Created.IsZero() {
+		r.Created = time.Now().Truncate(time.Second)
+	}
+	r.Created = r.Created.UTC().Truncate(time.Microsecond)
 	out, isNew := r, false
 	err := x.records.use(ctx, "record "+r.URI+" in", true, func(p *pool) (err error) {
 		out, isNew, err = putRecord(ctx, p, r)
@@ -328,10 +332,6 @@ func putRecord(ctx context.Context, p *pool, r Record) (Record, bool, error) {
 }
 
 func insertRecord(t *txn, r Record, name string) (Record, error) {
-	if r.Created.IsZero() {
-		r.Created = time.Now().Truncate(time.Second)
-	}
-	r.Created = r.Created.UTC().Truncate(time.Microsecond)
 	if len(r.Metrics) == 0 {
 		r.Metrics = json.RawMessage(`{}`)
 	}
@@ -408,6 +408,30 @@ func (x *Index) Record(ctx context.Context, client string, ref backends.Ref) (Re
 	return all[0], true, nil
 }
 
+// RecordClients returns the clients, as records name them, that have a record of
+// the image that ref names, in order.
+func (x *Index) RecordClients(ctx context.Context, ref backends.Ref) ([]string, error) {
+	var names []string
+	err := x.records.use(ctx, "read the records of "+ref.String()+" in", false, func(p *pool) error {
+		names = nil
+		rows, err := p.rows(ctx, `SELECT DISTINCT r.client FROM container r JOIN collection c ON c.id = r.collection_id
+			`+ofImage+` ORDER BY r.client`, imageArgs(ref)...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var name string
+			if err := rows.Scan(&name); err != nil {
+				return err
+			}
+			names = append(names, name)
+		}
+		return rows.Err()
+	})
+	return names, err
+}
+
 // DeleteRecord deletes a client's record of the image that ref names: of that
 // version, or with none of all. It reports whether there was one.
 func (x *Index) DeleteRecord(ctx context.Context, client string, ref backends.Ref) (bool, error) {
@@ -429,11 +453,18 @@ func (x *Index) DeleteRecord(ctx context.Context, client string, ref backends.Re
 	return n > 0, err
 }
 
-// whereRecord finds ref in either way of cutting a nested name.
-func whereRecord(client string, ref backends.Ref) (string, []any) {
+// ofImage finds an image in either way of cutting a nested name.
+const ofImage = `WHERE (c.name = ?1 AND r.name = ?2 OR c.name = ?3 AND r.name = ?4) AND r.tag = ?5
+	AND (?6 = '' OR r.version = ?6)`
+
+func imageArgs(ref backends.Ref) []any {
 	collection, name := split(ref.Collection, ref.Name)
-	return `WHERE (c.name = ?1 AND r.name = ?2 OR c.name = ?3 AND r.name = ?4) AND r.tag = ?5 AND r.client = ?6
-		AND (?7 = '' OR r.version = ?7)`, []any{collection, name, ref.Collection, ref.Name, ref.Tag, client, ref.Version}
+	return []any{collection, name, ref.Collection, ref.Name, ref.Tag, ref.Version}
+}
+
+// whereRecord finds a client's records of an image.
+func whereRecord(client string, ref backends.Ref) (string, []any) {
+	return ofImage + ` AND r.client = ?7`, append(imageArgs(ref), client)
 }
 
 func scanRecords(rows *sql.Rows, err error) ([]Record, error) {

@@ -108,12 +108,7 @@ func (e *environment) resolve(ctx context.Context, arg string) (*catalog.Client,
 	if err != nil {
 		return nil, backends.Image{}, nil, err
 	}
-	return e.find(ctx, client, ref, false)
-}
-
-// find opens the clients, and the cache if bytes is set, and finds an image.
-func (e *environment) find(ctx context.Context, client string, ref backends.Ref, bytes bool) (*catalog.Client, backends.Image, closer, error) {
-	cat, _, done, err := e.openCatalog(ctx, bytes, false)
+	cat, _, done, err := e.openCatalog(ctx, false, false)
 	if err != nil {
 		return nil, backends.Image{}, nil, err
 	}
@@ -265,12 +260,12 @@ func (e *environment) forget(ctx context.Context, arg string, bytes bool) error 
 	if err == nil {
 		return d.Forget(ctx, control.ForgetRequest{Client: client, Ref: ref, Bytes: bytes})
 	}
-	cl, img, done, err := e.find(ctx, client, ref, bytes)
+	cat, _, done, err := e.openCatalog(ctx, bytes, false)
 	if err != nil {
 		return err
 	}
 	defer done.Close()
-	return cl.Forget(ctx, img, bytes)
+	return cat.Forget(ctx, client, ref, bytes)
 }
 
 type clientsCmd struct{}

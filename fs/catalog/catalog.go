@@ -157,13 +157,20 @@ func (c *Catalog) Resolve(ctx context.Context, name string, ref backends.Ref) (*
 		img, err := cl.Find(ctx, ref)
 		return cl, img, err
 	}
+	images, errs := make([]backends.Image, len(c.clients)), make([]error, len(c.clients))
+	var asked sync.WaitGroup
+	for i, cl := range c.clients {
+		asked.Go(func() { images[i], errs[i] = cl.Find(ctx, ref) })
+	}
+	asked.Wait()
 	var found []*Client
+	var names []string
 	var img backends.Image
 	var firstErr error
-	for _, cl := range c.clients {
-		switch i, err := cl.Find(ctx, ref); {
+	for i, cl := range c.clients {
+		switch err := errs[i]; {
 		case err == nil:
-			found, img = append(found, cl), i
+			found, names, img = append(found, cl), append(names, cl.Name), images[i]
 		case !isNotExist(err) && firstErr == nil:
 			firstErr = err
 		}
@@ -172,17 +179,22 @@ func (c *Catalog) Resolve(ctx context.Context, name string, ref backends.Ref) (*
 	case len(found) == 1:
 		return found[0], img, nil
 	case len(found) > 1:
-		names := make([]string, len(found))
-		for i, cl := range found {
-			names[i] = cl.Name + "://" + ref.String()
-		}
-		return nil, img, &backends.Error{Op: "find", Ref: ref,
-			Err:  fmt.Errorf("several clients have it: %s", strings.Join(names, ", ")),
-			Hint: "name the client, or set SREGISTRY_CLIENT"}
+		return nil, img, severalHave("find", names, ref)
 	case firstErr != nil:
 		return nil, img, firstErr
 	}
 	return nil, img, backends.NotExist("find", "", ref)
+}
+
+// severalHave is the error for a name without a client that several have.
+func severalHave(op string, names []string, ref backends.Ref) error {
+	uris := make([]string, len(names))
+	for i, name := range names {
+		uris[i] = name + "://" + ref.String()
+	}
+	return &backends.Error{Op: op, Ref: ref,
+		Err:  fmt.Errorf("several clients have it: %s", strings.Join(uris, ", ")),
+		Hint: "name the client, or set SREGISTRY_CLIENT"}
 }
 
 func (c *Catalog) unknownClient(name string) error {

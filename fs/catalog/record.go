@@ -196,26 +196,3 @@ func (cl *Client) record(ctx context.Context, img backends.Image) error {
 	_, _, err = cl.note(ctx, img, attrs)
 	return err
 }
-
-// Forget drops the record of an image and, with bytes, what is cached of it.
-// The remote keeps it.
-func (cl *Client) Forget(ctx context.Context, img backends.Image, bytes bool) error {
-	known, err := cl.cat.opts.Index.DeleteRecord(ctx, cl.recordName, img.Ref)
-	if err != nil {
-		return err
-	}
-	if !bytes {
-		if !known {
-			return &backends.Error{Op: "forget", Client: cl.Name, Ref: img.Ref, Err: errors.New("there is no record of it")}
-		}
-		return nil
-	}
-	if cl.Local() {
-		// The local client's bytes are the image itself: the seeds' rmi.
-		return cl.Remove(ctx, img)
-	}
-	if cl.cat.opts.Cache == nil {
-		return &backends.Error{Op: "forget", Client: cl.Name, Ref: img.Ref, Err: errNoCache}
-	}
-	return cl.cat.opts.Cache.Remove(cl.CacheKey(img))
-}

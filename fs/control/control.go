@@ -157,11 +157,7 @@ func (s *Server) handler() http.Handler {
 			reply(w, nil, err)
 			return
 		}
-		cl, img, err := s.Catalog.Resolve(r.Context(), q.Client, q.Ref)
-		if err == nil {
-			err = cl.Forget(r.Context(), img, q.Bytes)
-		}
-		reply(w, struct{}{}, err)
+		reply(w, struct{}{}, s.Catalog.Forget(r.Context(), q.Client, q.Ref, q.Bytes))
 	})
 	return mux
 }
@@ -205,8 +201,7 @@ func (s *Server) Status(ctx context.Context) Status {
 	return st
 }
 
-// ForgetRequest asks to forget the record of the client's image and, with Bytes,
-// what is cached of it. Without a client, it is the one that has such an image.
+// ForgetRequest holds the arguments of Catalog.Forget.
 type ForgetRequest struct {
 	Client string       `json:"client,omitempty"`
 	Ref    backends.Ref `json:"ref"`
