@@ -282,7 +282,11 @@ func (n *fileNode) Setxattr(ctx context.Context, attr string, data []byte, flags
 	}
 	if key, ours := strings.CutPrefix(attr, ourSpace); ours {
 		if key == "pin" {
-			return n.pin(ctx, isYes(string(data)))
+			on, err := isYes(string(data))
+			if err != nil {
+				return n.tree.fail("pin", n.path(), err)
+			}
+			return n.pin(ctx, on)
 		}
 		// cp -a of an image from this tree brings its attributes along; they
 		// describe the source and are this image's own business here.
@@ -309,12 +313,15 @@ const (
 	xattrReplace = 2 // XATTR_REPLACE
 )
 
-func isYes(s string) bool {
+// isYes reads an answer; EINVAL for one that is neither yes nor no.
+func isYes(s string) (bool, error) {
 	switch strings.ToLower(strings.TrimSpace(s)) {
 	case "", "0", "no", "n", "false", "f", "off":
-		return false
+		return false, nil
+	case "1", "yes", "y", "true", "t", "on":
+		return true, nil
 	}
-	return true
+	return false, fmt.Errorf("%q is neither 1 nor 0: %w", s, syscall.EINVAL)
 }
 
 func (n *fileNode) Removexattr(ctx context.Context, attr string) syscall.Errno {

@@ -177,6 +177,13 @@ func TestInspect(t *testing.T) {
 		d.want("hello", "getfattr --only-values -n user.note %s.simg", at)
 		d.run("setfattr -x user.note %s.simg", at)
 		d.fails("No such attribute", "getfattr -n user.note %s.simg", at)
+		d.run("setfattr -n user.sregistry.pin -v 1 %s.simg", at)
+		d.fails("Invalid argument", "setfattr -n user.sregistry.pin -v maybe %s.simg", at)
+		if a.client != "local" { // all is kept there anyway
+			d.want("1", "getfattr --only-values -n user.sregistry.pin %s.simg", at)
+			d.run("setfattr -n user.sregistry.pin -v 0 %s.simg", at)
+		}
+		d.fails("No such attribute", "getfattr -n user.sregistry.pin %s.simg", at)
 		if list := d.run("getfattr -d %s.simg", at); len(list) > 2500 || !strings.Contains(list, "user.sregistry.uri") {
 			t.Errorf("getfattr -d shows %d bytes:\n%s", len(list), list)
 		}
