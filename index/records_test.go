@@ -349,6 +349,10 @@ func TestDeleteRecord(t *testing.T) {
 	put("a", "1", "v3")
 	put("a", "2", "v1")
 	put("b", "1", "v1")
+	names, err := x.RecordClients(ctx, ref)
+	check(t, "RecordClients", []any{names, err}, []any{[]string{"a", "b"}, nil})
+	names, err = x.RecordClients(ctx, ref.WithVersion("v3"))
+	check(t, "RecordClients of a version", []any{names, err}, []any{[]string{"a"}, nil})
 	del(ref.WithVersion("v2"), true)
 	del(ref.WithVersion("v2"), false)
 	left("a nvidia/clara/x:1@v1", "a nvidia/clara/x:1@v3", "a nvidia/clara/x:2@v1", "b nvidia/clara/x:1@v1")
@@ -361,6 +365,10 @@ func TestRecordsOff(t *testing.T) {
 	x, ctx := openRecords(t, ""), t.Context()
 	in := Record{Client: "a", Collection: "b", Name: "c", Tag: "d", Metrics: json.RawMessage(`{"x":1}`)}
 	out, isNew, err := x.PutRecord(ctx, in)
+	if time.Since(out.Created) > time.Hour {
+		t.Errorf("a record without a date is of %s", out.Created)
+	}
+	in.Created = out.Created
 	check(t, "PutRecord", []any{out, isNew, err}, []any{in, false, nil})
 	all, err := x.Records(ctx, "")
 	check(t, "Records", []any{all, err}, []any{[]Record(nil), nil})
