@@ -371,7 +371,7 @@ type Deduplicator interface {
 // Namer is a store that cannot keep every name that an image may have.
 type Namer interface {
 	// CheckName fails with ErrInvalidName for a name that no image can be given
-	// in this store. It asks nobody.
+	// in this store, as Begin would. It asks nobody.
 	CheckName(ref Ref) error
 }
 

@@ -426,6 +426,16 @@ func (s mangles) Begin(ctx context.Context, r backends.Ref, resume string) (back
 	return s.MemoryStore.Begin(ctx, s.ref(r), resume)
 }
 
+// refusesLate keeps to itself which names it cannot keep.
+type refusesLate struct{ *MemoryStore }
+
+func (s refusesLate) Begin(ctx context.Context, r backends.Ref, resume string) (backends.Upload, error) {
+	if strings.HasSuffix(r.Collection, " ") {
+		return nil, s.fail("push", r, backends.ErrInvalidName)
+	}
+	return s.MemoryStore.Begin(ctx, r, resume)
+}
+
 func replaces(old, new string) func(string) string {
 	return func(s string) string { return strings.ReplaceAll(s, old, new) }
 }
@@ -488,6 +498,7 @@ func TestWrongStoresFail(t *testing.T) {
 		{"takes + for a space", mangles{Memory(), replaces("+", " ")}, "Names/Plus"},
 		{"composes names", mangles{Memory(), replaces("e\u0301", "\u00e9")}, "Names/NormalizationMatters"},
 		{"folds case", folding, "Names/CaseMatters"},
+		{"refuses a name when all is copied", refusesLate{Memory()}, "Names/Refused"},
 		{"has lost a capability", cannotShare{Memory(), Memory()}, "Capabilities/Declared"},
 	} {
 		t.Run(c.what, func(t *testing.T) {

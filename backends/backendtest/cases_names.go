@@ -60,6 +60,30 @@ func nameCases() (cases []testCase) {
 		}})
 	}
 	return append(cases,
+		testCase{"Names/Refused", canPush, func(e *env) {
+			// A store need not take these; but who asks is told before the bytes
+			// are copied, not afterwards.
+			for _, r := range []backends.Ref{
+				ref("pusheen", "fine", "red"), ref("pusheen", "Upper_", "-x"), ref("pusheen", `a\b`, "red"), ref("pusheen ", "i", "x"),
+				ref("a//b", "i", "x"), ref("..", "i", "x"), ref(".hidden", "i", "x"), ref("c", ".hidden", "x"), ref("c", "del\x7f", "x"),
+				ref("c", "bad\xff", "x"), ref("c", "i", "x:y"), ref("c", strings.Repeat("n", 250), "red"), ref("c", strings.Repeat("画", 90), "x"),
+			} {
+				var told error
+				if n, ok := backends.As[backends.Namer](e.store); ok {
+					told = n.CheckName(r)
+				}
+				if told != nil {
+					e.wantErr(told, backends.ErrInvalidName, "CheckName(%q)", r)
+				}
+				_, err := capability[backends.Pusher](e).Begin(e.ctx, r, "")
+				if told != nil || err != nil {
+					e.wantErr(err, backends.ErrInvalidName, "Begin(%q)", r)
+				}
+				if (told == nil) != (err == nil) {
+					e.Errorf("CheckName(%q) says %v, but Begin %v", r, told, err)
+				}
+			}
+		}},
 		testCase{"Names/OddTag", nil, func(e *env) { check(e, ref("c", "i", "v1.0 +x'y%41")) }},
 		testCase{"Names/OddCollection", nil, func(e *env) { check(e, ref("my café & co/it's 100%", "i", "x")) }},
 		testCase{"Names/Nested", nil, func(e *env) { check(e, ref("nvidia/clara/deploy", "i", "x")) }},

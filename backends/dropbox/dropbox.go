@@ -90,6 +90,7 @@ var (
 	_ backends.Searcher   = (*Store)(nil)
 	_ backends.Finder     = (*Store)(nil)
 	_ backends.Versioner  = (*Store)(nil)
+	_ backends.Namer      = (*Store)(nil)
 	_ backends.Watcher    = (*Store)(nil)
 	_ backends.Usager     = (*Store)(nil)
 	_ backends.Accounter  = (*Store)(nil)

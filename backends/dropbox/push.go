@@ -39,13 +39,20 @@ const (
 	sessionAge = 6 * 24 * time.Hour
 )
 
+// CheckName is backends.Namer's.
+func (s *Store) CheckName(ref backends.Ref) error {
+	if _, ok := pathOf(ref); !ok {
+		return s.refused("push", ref, backends.ErrInvalidName, "Dropbox cannot keep that name")
+	}
+	return nil
+}
+
 // Begin prepares an upload. It asks Dropbox only when there is one to resume.
 func (s *Store) Begin(ctx context.Context, ref backends.Ref, resume string) (backends.Upload, error) {
-	const op = "push"
-	p, ok := pathOf(ref)
-	if !ok {
-		return nil, s.refused(op, ref, backends.ErrInvalidName, "Dropbox cannot keep that name")
+	if err := s.CheckName(ref); err != nil {
+		return nil, err
 	}
+	p, _ := pathOf(ref)
 	u := &upload{store: s, ref: ref, path: p, sums: newBlockSums(), done: make(map[int64]bool)}
 	st, ok := parseState(resume)
 	if !ok || time.Since(st.Started) > sessionAge {

@@ -90,6 +90,7 @@ var (
 	_ backends.Usager    = (*Store)(nil)
 	_ backends.Localer   = (*Store)(nil)
 	_ backends.Recorder  = (*Store)(nil)
+	_ backends.Namer     = (*Store)(nil)
 	_ backends.Placer    = (*Store)(nil)
 )
 

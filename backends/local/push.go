@@ -24,10 +24,16 @@ func (s *Store) Begin(ctx context.Context, ref backends.Ref, _ string) (backends
 	if err := ctx.Err(); err != nil {
 		return nil, s.fail("push", ref, err)
 	}
-	if _, err := pathOf(ref); err != nil {
-		return nil, s.fail("push", ref, err)
+	if err := s.CheckName(ref); err != nil {
+		return nil, err
 	}
 	return &upload{s, ref}, nil
+}
+
+// CheckName is backends.Namer's.
+func (s *Store) CheckName(ref backends.Ref) error {
+	_, err := pathOf(ref)
+	return s.fail("push", ref, err)
 }
 
 type upload struct {

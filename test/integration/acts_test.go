@@ -108,6 +108,9 @@ func TestRefusedPushes(t *testing.T) {
 		for _, name := range []string{"readme.txt", "a:.simg", ":x.simg", "noextension"} {
 			d.fails("Invalid argument", "cp %s %s/%s", red, at, name)
 		}
+		if a.client == "dropbox" { // before anything is copied
+			d.fails("cannot create regular file", `cp %s '%s/back\slash:1.simg'`, red, at)
+		}
 		d.fails("Operation not permitted", "cp %s ./x:1.simg", red)
 		d.fails("Operation not permitted", "mkdir newclient")
 		if out := d.run("%s status", program); !strings.Contains(out, "truncated") {
