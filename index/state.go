@@ -19,6 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/sregfs/sregfs/backends"
 )
 
 //go:embed sql/*.sql
@@ -69,9 +71,24 @@ func openState(ctx context.Context, file string, log *slog.Logger) (*state, erro
 		st, err = openStateFile(ctx, file, log)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("state file %s: %w", file, err)
+		return nil, &backends.Error{Op: "state file " + file, Err: err, Hint: stateHint(err)}
 	}
 	return st, nil
+}
+
+// stateHint says what a user can do about a state file that cannot be opened.
+func stateHint(err error) string {
+	switch code(err) {
+	case sqlite3.SQLITE_FULL:
+		return "free some space on its disk, or set another cache folder with --cache-dir"
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN:
+		return "make the file and its folder writable, or set another cache folder with --cache-dir"
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+		return "another program holds it locked; end that, or try again"
+	case sqlite3.SQLITE_IOERR:
+		return "its disk fails, or is full; set another cache folder with --cache-dir if need be"
+	}
+	return ""
 }
 
 func openStateFile(ctx context.Context, file string, log *slog.Logger) (st *state, err error) {

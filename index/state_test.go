@@ -358,3 +358,19 @@ func TestRecordsThatCannotBeUsed(t *testing.T) {
 		})
 	})
 }
+
+// TestStateHint: a state file that cannot be opened says what to do.
+func TestStateHint(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state.db")
+	if err := os.Mkdir(file, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	x, err := Open(t.Context(), Options{State: file})
+	if err == nil {
+		x.Close()
+	}
+	var be *backends.Error
+	if !errors.As(err, &be) || !strings.Contains(be.Hint, "--cache-dir") {
+		t.Errorf("Open with a folder for the state file = %v", err)
+	}
+}
