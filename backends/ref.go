@@ -30,8 +30,11 @@ type Ref struct {
 func (r Ref) IsZero() bool { return r == Ref{} }
 
 // String is the seeds' uri, COLLECTION/NAME:TAG[@VERSION]. An image outside of
-// all collections begins with "/".
+// all collections begins with "/". A collection alone is its name.
 func (r Ref) String() string {
+	if r == (Ref{Collection: r.Collection}) {
+		return r.Collection
+	}
 	s := r.Collection + "/" + r.Name + ":" + r.Tag
 	if r.Version != "" {
 		s += "@" + r.Version

@@ -150,7 +150,7 @@ func (s *Store) Tags(ctx context.Context, collection, name string) ([]string, er
 		return nil, backends.NotExist(op, s.client, ref)
 	}
 	tags := []string{}
-	for page, err := range s.names(ctx, session{repository, pull}, repository+"/tags/list") {
+	for page, err := range s.names(ctx, session{repository, pull}, repository+"/tags/list", "") {
 		if err != nil {
 			return nil, s.fail(ctx, op, ref, err)
 		}
@@ -166,10 +166,14 @@ func (s *Store) Tags(ctx context.Context, collection, name string) ([]string, er
 // nextPage is the form of a Link header to a further page (RFC 8288).
 var nextPage = regexp.MustCompile(`<([^>]+)>\s*;[^,]*\brel="?next"?`)
 
-// names yields the pages of a list of names.
-func (s *Store) names(ctx context.Context, n session, path string) iter.Seq2[[]string, error] {
+// names yields the pages of a list of names, of those after last where that is
+// not empty and the registry heeds it.
+func (s *Store) names(ctx context.Context, n session, path, last string) iter.Seq2[[]string, error] {
 	return func(yield func([]string, error) bool) {
 		at := fmt.Sprintf("%s/v2/%s?n=%d", s.base, path, pageSize)
+		if last != "" {
+			at = fmt.Sprintf("%s/v2/%s?n=%d&last=%s", s.base, path, nextFew, url.QueryEscape(last))
+		}
 		for seen := map[string]bool{}; !seen[at]; {
 			seen[at] = true
 			resp, body, err := s.get(ctx, call{session: n, method: http.MethodGet, url: at}, maxPage)
@@ -318,7 +322,7 @@ func (s *Store) list(ctx context.Context, results chan<- found) {
 			}
 		})
 	}
-	for page, err := range s.names(ctx, session{"", catalogue}, "_catalog") {
+	for page, err := range s.names(ctx, session{"", catalogue}, "_catalog", "") {
 		if err != nil {
 			send(found{err: s.catalogueError(ctx, err)})
 			break
@@ -337,6 +341,44 @@ func (s *Store) list(ctx context.Context, results chan<- found) {
 	listers.Wait()
 	close(tags)
 	askers.Wait()
+}
+
+// nextFew is how many repositories of a collection are looked at for one with
+// anything in it.
+const nextFew = 10
+
+// FindCollection asks the catalogue for what comes after "NAME/". That registries
+// sort their catalogue and begin after any name is not written anywhere, so a no
+// is left to a listing.
+func (s *Store) FindCollection(ctx context.Context, name string) (string, error) {
+	const op = "find the collection"
+	ref := backends.Ref{Collection: name}
+	switch {
+	case !validRepository(name):
+		return "", backends.NotExist(op, s.client, ref)
+	case s.unlisted:
+		return "", s.noCatalogue()
+	}
+	for page, err := range s.names(ctx, session{"", catalogue}, "_catalog", name+"/") {
+		if err != nil {
+			return "", s.fail(ctx, op, ref, s.catalogueError(ctx, err))
+		}
+		for _, repository := range page[:min(len(page), nextFew)] {
+			ref := refOf(repository, "")
+			if !validRepository(repository) || !strings.HasPrefix(repository, name+"/") {
+				continue
+			}
+			// A repository stays in the catalogue when its last tag is deleted.
+			tags, err := s.Tags(ctx, ref.Collection, ref.Name)
+			if len(tags) > 0 || err != nil && s.hidden(err) && !errors.Is(err, iofs.ErrNotExist) {
+				return name, nil
+			} else if err != nil && !s.hidden(err) {
+				return "", err
+			}
+		}
+		break
+	}
+	return "", &backends.Error{Op: op, Client: s.client, Ref: ref, Err: errors.ErrUnsupported}
 }
 
 // hidden reports whether a failure to look at what the catalogue names means

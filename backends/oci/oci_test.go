@@ -83,7 +83,8 @@ func TestConformance(t *testing.T) {
 	}
 	backendtest.Run(t, func(t *testing.T) backends.Store { return reopen(t, serve(t)) }, backendtest.Opts{
 		HasPush: true, HasRemove: true, HasRename: true, HasParts: true, ChecksReplaces: true, ChecksContent: true,
-		Reopen:  func(t *testing.T, s backends.Store) backends.Store { return reopen(t, servers[s]) },
-		Without: odd(),
+		FindsCollections: true,
+		Reopen:           func(t *testing.T, s backends.Store) backends.Store { return reopen(t, servers[s]) },
+		Without:          odd(),
 	})
 }

@@ -51,8 +51,8 @@ func (cl *Client) Tag(ctx context.Context, dir, tag string) (img backends.Image,
 }
 
 // Walkable reports whether dir, which no listing knows, may be walked into: a
-// repository, or in a client without listings anything, since nothing but a
-// question for an image itself can tell.
+// repository, a collection that came after the listing, or in a client without
+// listings anything, since nothing but a question for an image itself can tell.
 func (cl *Client) Walkable(ctx context.Context, dir string) (bool, error) {
 	if _, tags := backends.As[backends.Tagger](cl.Store); !tags {
 		return false, nil
@@ -64,8 +64,37 @@ func (cl *Client) Walkable(ctx context.Context, dir string) (bool, error) {
 	case err == nil:
 		return true, nil
 	case isNotExist(err), errors.Is(err, errors.ErrUnsupported), errors.Is(err, backends.ErrAuth):
-		return false, nil
+		return cl.appeared(ctx, dir)
 	default:
 		return false, err
 	}
+}
+
+// appeared reports whether there is a collection dir that the listing, which is
+// renewed then, does not know yet.
+func (cl *Client) appeared(ctx context.Context, dir string) (bool, error) {
+	f, ok := backends.As[backends.CollectionFinder](cl.Store)
+	if !ok || backends.IsCut(dir) {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, moment, errMoment)
+	defer cancel()
+	switch _, err := f.FindCollection(ctx, backends.ParseCollection(dir)); {
+	case isNotExist(err), errors.Is(err, errors.ErrUnsupported), errors.Is(err, backends.ErrAuth):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	if !cl.cat.started {
+		return true, nil
+	}
+	cl.state.mu.Lock()
+	attempt := cl.state.attempt
+	cl.state.mu.Unlock()
+	cl.state.poke()
+	select { // so that the directory shows what is in it, where that is soon known
+	case <-attempt:
+	case <-ctx.Done():
+	}
+	return true, nil
 }

@@ -81,3 +81,24 @@ func TestPages(t *testing.T) {
 		})
 	})
 }
+
+// TestNewCollection: an image is found as soon as it is pushed, also below a name
+// that the last listing had not.
+func TestNewCollection(t *testing.T) {
+	r := startRegistry(t, registryOptions{})
+	img := imageOf(t, v1.Config{Cmd: []string{"/bin/true"}}, layerOf(t, regular("file", 0o644, "text")))
+	r.push("old/tool:1", img)
+	f := behind(t, r)
+	d := f.mount(t)
+	d.want("old", "ls lab")
+	d.fails("No such file", "stat lab/new")
+	r.push("new/deep/tool:1", img)
+	d.run("head -c 4096 lab/new/deep/tool:1.simg | wc -c")
+	d.want("tool:1.simg", "ls lab/new/deep")
+	d.want("new\nold", "ls lab")
+	before := f.requests("/v2/_catalog")
+	d.fails("No such file", "stat lab/nothing")
+	if n := f.requests("/v2/_catalog") - before; n > 1 {
+		t.Errorf("a name that leads nowhere costs %d requests for the catalogue", n)
+	}
+}

@@ -1,0 +1,70 @@
+package oci_test
+
+import (
+	"errors"
+	"fmt"
+	iofs "io/fs"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sregfs/sregfs/backends"
+)
+
+// TestFindCollection: what the catalogue has below a name makes it a collection,
+// if there is anything in it, and a no is never taken from the catalogue alone.
+func TestFindCollection(t *testing.T) {
+	// By the path's parts, as the distribution registry sorts them.
+	repositories := []string{"alone", "empty/gone", "mixed/gone", "mixed/kept", "mixed-up/x", "private/x", "team/deep/tool", "zoo/x"}
+	var heeds bool // last
+	var asked []string
+	s := serveHandler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.Path)
+		switch path := r.URL.Path; {
+		case path == "/v2/":
+		case path == "/v2/_catalog":
+			list := repositories
+			if last := r.URL.Query().Get("last"); heeds && last != "" {
+				part := func(s string) string { return strings.ReplaceAll(s, "/", "\x00") }
+				list = list[slices.IndexFunc(list, func(s string) bool { return part(s) > part(last) }):]
+			}
+			fmt.Fprintf(w, `{"repositories":["%s"]}`, strings.Join(list[:min(len(list), 3)], `","`))
+		case path == "/v2/private/x/tags/list":
+			w.WriteHeader(http.StatusForbidden)
+		case strings.HasSuffix(path, "/gone/tags/list"):
+			w.WriteHeader(http.StatusNotFound)
+		case strings.HasSuffix(path, "/tags/list"):
+			fmt.Fprint(w, `{"tags":["1"]}`)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	f, ok := backends.As[backends.CollectionFinder](open(t, s.URL))
+	if !ok {
+		t.Fatal("a registry finds no collections")
+	}
+	find := func(name string, want error) {
+		t.Helper()
+		asked = nil
+		got, err := f.FindCollection(t.Context(), name)
+		if !errors.Is(err, want) || err == nil && got != name {
+			t.Errorf("FindCollection(%q) = %q, %v; want %v", name, got, err, want)
+		}
+	}
+	heeds = true
+	for _, name := range []string{"mixed", "mixed-up", "private", "team", "team/deep", "zoo"} {
+		find(name, nil)
+	}
+	for _, name := range []string{"alone", "empty", "mix", "mixed/kept", "team/deep/tool"} {
+		find(name, errors.ErrUnsupported)
+	}
+	for _, name := range []string{"", "..", "Upper", "a b", ".git", "a//b"} {
+		find(name, iofs.ErrNotExist)
+		if len(asked) > 0 {
+			t.Errorf("FindCollection(%q) asks for %q", name, asked)
+		}
+	}
+	heeds = false
+	find("zoo", errors.ErrUnsupported)
+}
