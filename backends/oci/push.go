@@ -464,6 +464,12 @@ func (u *upload) finish(ctx context.Context, digest string, r io.ReaderAt, size 
 	}
 	resp, err := u.w.do(ctx, c, http.StatusCreated, http.StatusNoContent)
 	u.location, u.sent = "", 0
+	if r == nil && statusOf(err) == http.StatusNotFound {
+		// An earlier try may have ended the session, and its answer was lost.
+		if there, e := u.w.hasBlob(ctx, u.repository, digest); e == nil && there {
+			return nil
+		}
+	}
 	if err != nil {
 		return src.or(err)
 	}
