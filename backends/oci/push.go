@@ -527,13 +527,9 @@ func (w *Writer) hasBlob(ctx context.Context, repository, digest string) (bool, 
 
 // putBlob brings a short blob into a repository.
 func (w *Writer) putBlob(ctx context.Context, repository string, b []byte) error {
-	digest := digestOf(b)
-	if there, err := w.hasBlob(ctx, repository, digest); err != nil || there {
-		return err
-	}
 	u := &upload{w: w, repository: repository}
 	r, n := text(b)
-	return u.whole(ctx, digest, r, n)
+	return u.blob(ctx, digestOf(b), r, n)
 }
 
 // putManifest puts a manifest under a tag or its digest.

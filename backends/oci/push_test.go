@@ -24,7 +24,9 @@ func TestLostEnd(t *testing.T) {
 		after bool   // the registry acts on the request that is lost
 		what  []byte // whose upload's end
 	}{
-		"image": {true, content},
+		"image":          {true, content},
+		"configuration":  {true, []byte("{}")},
+		"not acted upon": {false, []byte("{}")},
 	} {
 		t.Run(what, func(t *testing.T) {
 			h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
