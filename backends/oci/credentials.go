@@ -12,6 +12,7 @@ import (
 	"github.com/docker/cli/cli/config"
 	"github.com/docker/cli/cli/config/configfile"
 	"github.com/google/go-containerregistry/pkg/authn"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/sregfs/sregfs/backends"
 )
@@ -23,6 +24,8 @@ type credentials struct {
 	user, password string
 	file           string // a Docker credential file; "" for none
 	key            string // the registry's name in the file
+
+	asking singleflight.Group // a helper takes as long as its user does
 }
 
 // newCredentials finds the credentials among the settings: a user's name and
@@ -128,10 +131,18 @@ func (c *credentials) Authorization() (*authn.AuthConfig, error) {
 	}, nil
 }
 
-// AuthorizationContext is authn.ContextAuthenticator's.
+// AuthorizationContext is authn.ContextAuthenticator's. It stops waiting for a
+// credential helper when ctx is done. The helper goes on for the others, who
+// share it.
 func (c *credentials) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return c.Authorization()
+	select {
+	case r := <-c.asking.DoChan("", func() (any, error) { return c.Authorization() }):
+		found, _ := r.Val.(*authn.AuthConfig)
+		return found, r.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
