@@ -35,29 +35,30 @@ func newInotify() (*inotify, error) {
 		buf: make([]byte, 64<<10)}, nil
 }
 
-// watch watches the open directory d, which is called path from now on.
-func (n *inotify) watch(d *os.File, path string) error {
+// watch watches the open directory d, which is called path from now on. same
+// says that it was called so before.
+func (n *inotify) watch(d *os.File, path string) (same bool, err error) {
 	// By way of the descriptor: the path could lead elsewhere by now.
 	var wd int
-	var err error
 	if closed := n.control(func(fd int) {
 		wd, err = unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/self/fd/%d", d.Fd()), watchMask)
 	}); closed != nil {
-		return closed
+		return false, closed
 	}
 	if err != nil {
-		return os.NewSyscallError("inotify_add_watch", err)
+		return false, os.NewSyscallError("inotify_add_watch", err)
 	}
 	id := int32(wd)
 	if old, ok := n.paths[id]; ok && old != path {
 		delete(n.wds, old) // the directory was renamed
 	}
-	if old, ok := n.wds[path]; ok && old != id {
+	old, had := n.wds[path]
+	if had && old != id {
 		delete(n.paths, old) // another directory has taken the name
 		n.remove(old)
 	}
 	n.paths[id], n.wds[path] = path, id
-	return nil
+	return had && old == id, nil
 }
 
 // forget ends the watching of a path.

@@ -267,9 +267,12 @@ func (w *watcher) compare(ctx context.Context, dirs map[string]bool, deep bool) 
 func (w *watcher) look(ctx context.Context, dir string, deep bool) error {
 	// Told of first and read then, so that nothing falls between.
 	if w.inotify != nil {
-		if err := w.watch(dir); err != nil && !errors.Is(err, iofs.ErrNotExist) {
+		same, err := w.watch(dir)
+		if err != nil && !errors.Is(err, iofs.ErrNotExist) {
 			w.giveUpInotify(err)
 		}
+		// Nothing is known of what lies below another directory of that name.
+		deep = deep || !same
 	}
 	now, err := w.store.readDir(ctx, dir)
 	if errors.Is(err, iofs.ErrNotExist) && dir != "" {
@@ -338,10 +341,10 @@ func (w *watcher) look(ctx context.Context, dir string, deep bool) error {
 	return failed
 }
 
-func (w *watcher) watch(dir string) error {
+func (w *watcher) watch(dir string) (same bool, err error) {
 	d, err := w.store.openDir(dir)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer d.Close()
 	return w.inotify.watch(d, dir)

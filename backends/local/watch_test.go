@@ -49,6 +49,11 @@ func TestOthersChanges(t *testing.T) {
 					[]string{"-/d/deep/j:x.simg", "-d/", "-d/deep/", "+g/", "+g/deep/", "+g/deep/j:x"}},
 				{"write into the renamed folder", func() { write(t, dir, "g/deep/m:x.simg", "x") }, []string{"+g/deep/m:x"}},
 				{"a new folder under the old name", func() { write(t, dir, "d/deep/n:x.simg", "x") }, []string{"+d/", "+d/deep/n:x"}},
+				{"another folder in a folder's place", func() {
+					write(t, dir, ".next/deep/p:x.simg", "x")
+					must(os.Rename(at("d"), at("h")))
+					must(os.Rename(at(".next"), at("d")))
+				}, []string{"-/d/deep/n:x.simg", "+h/deep/n:x", "+d/deep/p:x"}},
 				{"delete a tree", func() { must(os.RemoveAll(at("g"))) }, []string{"-/g/deep/j:x.simg", "-g/"}},
 				{"a version beside", func() { write(t, dir, "v/i:x@1.simg", "1"); age(t, dir, "v/i:x@1.simg", time.Hour) }, []string{"+v/i:x"}},
 				{"a newer version", func() { write(t, dir, "v/i:x@2.simg", "2") }, []string{"+v/i:x", "+v/i:x@1"}},
