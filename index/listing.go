@@ -90,7 +90,7 @@ func (c *change) apply(ch backends.Change) error {
 	if err := c.remove(belowPath, key+"/", key+"0"); err != nil {
 		return err
 	}
-	if err := c.removeCollections(`(k.path = ?3 OR k.path > ?4 AND k.path < ?5)`, key, key+"/", key+"0"); err != nil {
+	if err := c.removeCollections(`(k.path = ?3 OR k.path > ?4 AND k.path < ?5)`, key, key+"/", key+"0"); err != nil || e.Collection != "" {
 		return err
 	}
 	// A feed may know no more of a deleted folder than its path, which is the

@@ -256,6 +256,12 @@ func TestApply(t *testing.T) {
 			[]Place{{"a", ""}, {"a", "b:1.simg"}, {"a", "b:2.simg"}, {"a/deep", ""}, {"a/deep", "x:1.simg"}},
 			[]string{"ab/", rest, "empty/", "empty/folder/"},
 		},
+		"a collection whose name differs by case from another's": {
+			[]backends.Change{{Entry: backends.Entry{Collection: "Empty"}},
+				{Deleted: true, Entry: backends.Entry{Collection: "Empty", Image: backends.Image{Key: "/Empty"}}}},
+			[]Place{{"Empty", ""}},
+			[]string{"a/", "a/b:1.simg r1", "a/b:2.simg s1", "a/deep/", "a/deep/x:1.simg x1", "ab/", rest, "empty/", "empty/folder/"},
+		},
 		"late news of an object that was replaced": {
 			[]backends.Change{put(image("a/b:1", "9", "r9")), deleted(backends.Image{ID: "1", Key: "/a/b:1.simg"})},
 			[]Place{{"a", "b:1.simg"}},
