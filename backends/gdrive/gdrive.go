@@ -115,8 +115,9 @@ type Store struct {
 
 	mu       sync.Mutex // guards all below
 	rootID   string
-	rootSeen time.Time // when rootID was looked up
-	folders  map[string]bool
+	rootSeen time.Time                      // when rootID was looked up
+	folders  map[string]bool                // that lie or have lain below the root
+	watched  bool                           // since a cursor was taken, folders lacks none
 	pushing  map[backends.Ref]chan struct{} // names being committed
 }
 

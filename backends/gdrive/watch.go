@@ -29,6 +29,9 @@ func (s *Store) Cursor(ctx context.Context) (string, error) {
 	if err != nil && !errors.Is(err, iofs.ErrNotExist) {
 		return "", s.fail(ctx, op, backends.Ref{}, err)
 	}
+	s.mu.Lock()
+	s.watched = true
+	s.mu.Unlock()
 	return t.StartPageToken + " " + root, nil
 }
 
@@ -181,25 +184,29 @@ func (s *Store) change(ctx context.Context, c *drive.Change, at *place) ([]backe
 }
 
 // folderChanged fails with ErrCursorReset when a folder is or was below the
-// root, unless there is nothing in it.
+// root, unless there is nothing in it. Where the feed goes on from another
+// process's cursor, any folder may have been there.
 func (s *Store) folderChanged(ctx context.Context, f *drive.File, at *place) error {
 	s.mu.Lock()
-	was := s.folders[f.Id]
+	was, watched := s.folders[f.Id], s.watched
 	s.mu.Unlock()
 	where, err := at.of(ctx, f)
 	if err != nil {
 		return err
 	}
-	if !was && (!where.inside || f.Trashed) {
+	is := where.inside && !f.Trashed
+	if !was && watched && !is {
 		return nil
 	}
 	if !was {
 		empty := true
-		q := fmt.Sprintf("%s in parents and trashed = false", quote(f.Id))
+		q := fmt.Sprintf("%s in parents", quote(f.Id)) // in the bin with it, perhaps
 		if err := s.list(ctx, q, "", func(*drive.File) error { empty = false; return errStop }); err != nil && err != errStop {
 			return err
 		}
-		s.noteFolder(f.Id)
+		if is {
+			s.noteFolder(f.Id)
+		}
 		if empty {
 			return nil
 		}

@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/api/drive/v3"
+
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/gdrive/gdrivetest"
 )
@@ -103,6 +105,46 @@ func TestChanges(t *testing.T) {
 	a.ForgetChanges()
 	cursor = "1 " + again
 	reset("a forgotten position")
+}
+
+// TestFolderMovedUnseen: a feed that goes on where another process left it does
+// not know which folders lay below the root.
+func TestFolderMovedUnseen(t *testing.T) {
+	t.Parallel()
+	a := newAccount(t, gdrivetest.Options{})
+	sub := a.add(gdrivetest.Seed{Name: "sub", MimeType: gdrivetest.FolderType})
+	a.add(gdrivetest.Seed{Name: "i:t.simg", Parent: sub, Properties: map[string]string{"type": "container"}})
+	empty := a.add(gdrivetest.Seed{Name: "empty", MimeType: gdrivetest.FolderType})
+	s := a.open()
+	cursor, err := s.Cursor(t.Context())
+	check(t, err)
+	if got, want := listed(t, s), []string{"sub/i:t 0"}; !slices.Equal(got, want) {
+		t.Fatalf("listed: %q, want %q", got, want)
+	}
+	move := func(id string) {
+		t.Helper()
+		_, err := s.svc.Files.Update(id, &drive.File{}).AddParents(a.Root()).RemoveParents(a.root()).Do()
+		check(t, err)
+	}
+	move(empty)
+	s = a.open()
+	if got := told(t, s, &cursor); len(got) != 0 {
+		t.Errorf("an empty folder moved away: %q", got)
+	}
+	move(sub)
+	s = a.open()
+	_, err = s.Changes(t.Context(), cursor, 0)
+	wantKind(t, err, backends.ErrCursorReset, "a folder with images moved away")
+	cursor, err = s.Cursor(t.Context())
+	check(t, err)
+	if got := listed(t, s); len(got) != 0 {
+		t.Errorf("listed: %q", got)
+	}
+	_, err = s.svc.Files.Update(sub, &drive.File{Name: "bus"}).Do()
+	check(t, err)
+	if got := told(t, s, &cursor); len(got) != 0 {
+		t.Errorf("a folder elsewhere, after a listing: %q", got)
+	}
 }
 
 // TestChangesPages: more changes than an answer holds.
