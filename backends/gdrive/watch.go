@@ -3,7 +3,6 @@ package gdrive
 import (
 	"context"
 	"errors"
-	"fmt"
 	iofs "io/fs"
 	"strconv"
 	"strings"
@@ -157,6 +156,11 @@ func (s *Store) change(ctx context.Context, c *drive.Change, at *place) ([]backe
 	case c.Removed || f == nil:
 		return []backends.Change{deleted}, nil
 	case f.MimeType == folderMIME && f.Properties[propType] == typeCollection:
+		if empty, err := s.isEmpty(ctx, f.Id); err != nil {
+			return nil, err
+		} else if !empty {
+			return nil, s.folderChanged(ctx, f, at) // somebody has put files there
+		}
 		list := []backends.Change{deleted} // its old name, if it had another
 		where, err := at.of(ctx, f)
 		if err == nil && where.inside && !f.Trashed {
@@ -199,9 +203,8 @@ func (s *Store) folderChanged(ctx context.Context, f *drive.File, at *place) err
 		return nil
 	}
 	if !was {
-		empty := true
-		q := fmt.Sprintf("%s in parents", quote(f.Id)) // in the bin with it, perhaps
-		if err := s.list(ctx, q, "", func(*drive.File) error { empty = false; return errStop }); err != nil && err != errStop {
+		empty, err := s.isEmpty(ctx, f.Id)
+		if err != nil {
 			return err
 		}
 		if is {
@@ -212,4 +215,17 @@ func (s *Store) folderChanged(ctx context.Context, f *drive.File, at *place) err
 		}
 	}
 	return backends.ErrCursorReset
+}
+
+// isEmpty reports whether nothing lies in a folder, not even in the bin: it may be
+// there with the folder.
+func (s *Store) isEmpty(ctx context.Context, id string) (bool, error) {
+	err := s.list(ctx, quote(id)+" in parents", "", func(*drive.File) error { return errStop })
+	switch {
+	case err == errStop:
+		return false, nil
+	case gone(err): // meanwhile
+		err = nil
+	}
+	return err == nil, err
 }

@@ -147,6 +147,24 @@ func TestFolderMovedUnseen(t *testing.T) {
 	}
 }
 
+// TestFilledCollection: what lies in the folder of a collection changes with it.
+func TestFilledCollection(t *testing.T) {
+	t.Parallel()
+	a := newAccount(t, gdrivetest.Options{})
+	mark := a.add(gdrivetest.Seed{Name: "c", MimeType: gdrivetest.FolderType, Properties: map[string]string{"type": "collection"}})
+	a.add(gdrivetest.Seed{Name: "i:t.simg", Parent: mark, Properties: map[string]string{"type": "container"}})
+	s := a.open()
+	cursor, err := s.Cursor(t.Context())
+	check(t, err)
+	if got, want := listed(t, s), []string{"c/", "c/i:t 0"}; !slices.Equal(got, want) {
+		t.Fatalf("listed: %q, want %q", got, want)
+	}
+	_, err = s.svc.Files.Update(mark, &drive.File{Name: "d"}).Do()
+	check(t, err)
+	_, err = s.Changes(t.Context(), cursor, 0)
+	wantKind(t, err, backends.ErrCursorReset, "a collection with an image in its folder renamed")
+}
+
 // TestChangesPages: more changes than an answer holds.
 func TestChangesPages(t *testing.T) {
 	t.Parallel()
