@@ -6,6 +6,7 @@ import (
 	"errors"
 	iofs "io/fs"
 	"log/slog"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -71,6 +72,35 @@ func TestPythonFiles(t *testing.T) {
 	a.env[UntypedSetting] = "yes"
 	if got := listed(t, a.open()); !slices.Contains(got, "by/hand:1 1") || len(got) != 3 {
 		t.Errorf("with %s listed: %q", UntypedSetting, got)
+	}
+}
+
+// sharedDrive answers as Drive does for files of shared drives: who does not say
+// that it knows of such drives is told that there is no such file.
+type sharedDrive struct{ id string }
+
+func (d sharedDrive) RoundTrip(req *http.Request) (*http.Response, error) {
+	if strings.HasSuffix(req.URL.Path, "/files/"+d.id) && req.URL.Query().Get("supportsAllDrives") != "true" {
+		req = req.Clone(req.Context())
+		req.URL.Path += "-not-there"
+	}
+	return http.DefaultTransport.RoundTrip(req)
+}
+
+// TestSharedDrive: a file is found by its id in whatever drive it lies.
+func TestSharedDrive(t *testing.T) {
+	t.Parallel()
+	a := newAccount(t, gdrivetest.Options{})
+	id, err := a.Add(gdrivetest.Seed{Name: "c/i:t.simg", Shared: true, Content: []byte("shared")})
+	check(t, err)
+	settings := a.settings()
+	settings.Transport = sharedDrive{id}
+	s, err := Open(t.Context(), settings)
+	check(t, err)
+	img, err := s.Find(t.Context(), id)
+	check(t, err)
+	if got, err := read(s, t.Context(), img, 0, -1); err != nil || string(got) != "shared" {
+		t.Errorf("it reads as %q, %v", got, err)
 	}
 }
 
