@@ -281,6 +281,10 @@ func (s *Store) openRecorded(ctx context.Context, img backends.Image, off, n int
 	if err == nil && (now.Validator != f.record.Validator || now.Size != f.record.Size) {
 		err = s.refresh(ctx, f, now)
 	}
+	if got := resp.Header.Get("Content-Range"); err == nil && resp.StatusCode != http.StatusOK &&
+		!strings.HasPrefix(strings.ToLower(got), fmt.Sprintf("bytes %d-", off)) {
+		err = fmt.Errorf("%w: asked for what begins at %d, the server of its record gave another range", backends.ErrUnreachable, off)
+	}
 	if err != nil {
 		resp.Body.Close()
 		return nil, err

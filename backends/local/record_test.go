@@ -130,6 +130,37 @@ func TestRecordChanges(t *testing.T) {
 	}
 }
 
+// TestRecordOtherRange: what a server gives in place of the range that was asked
+// for is not taken for it.
+func TestRecordOtherRange(t *testing.T) {
+	const data = "0123456789"
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// A cache on the way that has the first half, and gives what it has.
+		w.Header().Set("Content-Range", "bytes 0-4/10")
+		w.WriteHeader(http.StatusPartialContent)
+		io.WriteString(w, data[:5])
+	}))
+	t.Cleanup(srv.Close)
+	s := open(t, t.TempDir(), Options{})
+	img, err := s.Record(t.Context(), parse(t, "c/i:x"), srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []int64{0, 5} {
+		rc, err := s.OpenRange(t.Context(), img, off, 5)
+		if err != nil {
+			if off == 0 || !errors.Is(err, backends.ErrUnreachable) {
+				t.Errorf("OpenRange(%d) = %v", off, err)
+			}
+			continue
+		}
+		if got, err := io.ReadAll(rc); string(got) != data[off:off+5] || err != nil {
+			t.Errorf("OpenRange(%d) reads as %q, %v", off, got, err)
+		}
+		rc.Close()
+	}
+}
+
 func TestRecordGivesWayToFiles(t *testing.T) {
 	srv := newServer(t, "from afar")
 	s := open(t, t.TempDir(), Options{})
