@@ -116,9 +116,9 @@ func (s *Store) MakeCollection(ctx context.Context, name string) error {
 // folder, or an image whose properties name the collection. Images may be of it
 // without either.
 func (s *Store) noCollection(ctx context.Context, root, name string) error {
-	q := fmt.Sprintf("%s in parents and trashed = false and (name = %s and %s", quote(root), quote(name), hasProperty(propType, typeCollection))
+	q := fmt.Sprintf("%s in parents and trashed = false and ((name = %s and %s)", quote(root), quote(name), hasProperty(propType, typeCollection))
 	if fits(propCollection, name) {
-		q += " or " + hasProperty(propCollection, name) + " and " + hasProperty(propType, typeContainer)
+		q += " or (" + hasProperty(propCollection, name) + " and " + hasProperty(propType, typeContainer) + ")"
 	}
 	return s.list(ctx, q+")", "", func(f *drive.File) error {
 		if f.MimeType == folderMIME && f.Name == name || s.isImage(f) && refOf(f, "").Collection == name {

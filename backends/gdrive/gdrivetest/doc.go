@@ -6,8 +6,9 @@
 // It keeps one account in memory; large content lies in temporary files or is
 // read from files that the test seeds. Names are not unique, as on Drive, and
 // a few traps of the real service are kept on purpose: "name =" ignores case,
-// "name contains" matches beginnings of words only, a trashed folder hides all
-// below it, false booleans are sent, sizes are strings.
+// "name contains" matches beginnings of words only, "and" binds no stronger than
+// "or", a trashed folder hides all below it, false booleans are sent, sizes are
+// strings.
 //
 // What it does not emulate: shared drives (drives.list is empty), comments,
 // Docs conversion, push notifications, and the time that a change takes to

@@ -9,9 +9,8 @@ import (
 
 // A query is a parsed q parameter of files.list (guide "ref-search-terms").
 //
-//	or    = and { "or" and }
-//	and   = not { "and" not }
-//	not   = "not" not | "(" or ")" | term
+//	query = not { ( "and" | "or" ) not }
+//	not   = "not" not | "(" query ")" | term
 //	term  = NAME OP VALUE | VALUE "in" NAME | NAME "has" "{" "key" "=" S "and" "value" "=" S "}"
 type query interface {
 	match(d *Drive, f *file) bool
@@ -221,7 +220,7 @@ func parseQuery(q string) (_ query, fullText bool, err error) {
 		return nil, false, err
 	}
 	p := &queryParser{tokens: tokens}
-	parsed, err := p.or(0)
+	parsed, err := p.query(0)
 	if err == nil && len(p.tokens) > 0 {
 		err = fmt.Errorf("unexpected %q", p.tokens[0].text)
 	}
@@ -311,42 +310,29 @@ func (p *queryParser) str() (string, error) {
 
 const maxQueryDepth = 100
 
-func (p *queryParser) or(depth int) (query, error) {
-	q, err := p.and(depth)
-	if err != nil {
-		return nil, err
-	}
-	list := orQuery{q}
-	for p.peek("or") {
-		p.tokens = p.tokens[1:]
-		if q, err = p.and(depth); err != nil {
-			return nil, err
-		}
-		list = append(list, q)
-	}
-	if len(list) == 1 {
-		return list[0], nil
-	}
-	return list, nil
-}
-
-func (p *queryParser) and(depth int) (query, error) {
+// query goes from left to right: neither "and" nor "or" binds stronger, as the
+// guide "search-files" warns.
+func (p *queryParser) query(depth int) (query, error) {
 	q, err := p.not(depth)
-	if err != nil {
-		return nil, err
-	}
-	list := andQuery{q}
-	for p.peek("and") {
+	for err == nil && (p.peek("and") || p.peek("or")) {
+		op := p.tokens[0].text
 		p.tokens = p.tokens[1:]
-		if q, err = p.not(depth); err != nil {
-			return nil, err
+		var next query
+		next, err = p.not(depth)
+		ands, isAnd := q.(andQuery)
+		ors, isOr := q.(orQuery)
+		switch {
+		case op == "and" && isAnd:
+			q = append(ands, next)
+		case op == "and":
+			q = andQuery{q, next}
+		case isOr:
+			q = append(ors, next)
+		default:
+			q = orQuery{q, next}
 		}
-		list = append(list, q)
 	}
-	if len(list) == 1 {
-		return list[0], nil
-	}
-	return list, nil
+	return q, err
 }
 
 func (p *queryParser) not(depth int) (query, error) {
@@ -360,7 +346,7 @@ func (p *queryParser) not(depth int) (query, error) {
 		return notQuery{q}, err
 	case p.peek("("):
 		p.tokens = p.tokens[1:]
-		q, err := p.or(depth + 1)
+		q, err := p.query(depth + 1)
 		if err != nil {
 			return nil, err
 		}
