@@ -56,7 +56,8 @@ FROM container r LEFT JOIN collection c ON c.id = r.collection_id
 `
 
 // records is the seeds' database. It is opened when it is first needed, and
-// anew after it could not be used, so that what the user mends works again.
+// anew after it could not be used, or when another file is in its place, so that
+// what the user mends works again.
 type records struct {
 	named string        // as the option has it
 	wait  time.Duration // for others that hold it locked
@@ -64,7 +65,8 @@ type records struct {
 	// opening holds a token while one call opens or closes it, which may wait for
 	// other programs.
 	opening chan struct{}
-	pool    *pool // nil while not open; guarded by opening
+	pool    *pool         // nil while not open; guarded by opening
+	opened  iofs.FileInfo // the file that is open; guarded by opening
 }
 
 func newRecords(named string) *records {
@@ -112,14 +114,20 @@ func (r *records) open(ctx context.Context, create bool) (*pool, error) {
 		return nil, r.failed("open the database", ctx.Err())
 	}
 	defer func() { <-r.opening }()
-	if r.pool != nil {
-		return r.pool, nil
-	}
 	file, err := r.file()
 	if err != nil {
 		return nil, r.failed("open the database", err)
 	}
-	if _, err := os.Stat(file); errors.Is(err, iofs.ErrNotExist) {
+	info, err := os.Stat(file)
+	absent := errors.Is(err, iofs.ErrNotExist)
+	if r.pool != nil && (absent || err == nil && !os.SameFile(info, r.opened)) {
+		r.pool.Close()
+		r.pool = nil
+	}
+	if r.pool != nil {
+		return r.pool, nil
+	}
+	if absent {
 		if !create {
 			return nil, nil
 		}
@@ -136,6 +144,10 @@ func (r *records) open(ctx context.Context, create bool) (*pool, error) {
 	}
 	p.SetMaxOpenConns(4)
 	if err := prepareRecords(ctx, p); err != nil {
+		p.Close()
+		return nil, r.failed("open the database", err)
+	}
+	if r.opened, err = os.Stat(file); err != nil {
 		p.Close()
 		return nil, r.failed("open the database", err)
 	}

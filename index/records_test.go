@@ -415,6 +415,40 @@ func TestWhereRecordsAre(t *testing.T) {
 	}
 }
 
+// TestDatabaseReplaced: the user may put away the database, or another in its
+// place, at any time.
+func TestDatabaseReplaced(t *testing.T) {
+	dir := t.TempDir()
+	x := openIn(t, dir)
+	mustPut(t, x, Record{Client: "hub", Collection: "a", Name: "first", Tag: "t", URI: "a/first:t"})
+	db := filepath.Join(dir, "records", "sregistry.db")
+	names := func() string {
+		t.Helper()
+		all, err := x.Records(t.Context(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, r := range all {
+			names = append(names, r.Name)
+		}
+		return strings.Join(names, " ")
+	}
+	if err := os.Rename(db, db+".backup"); err != nil {
+		t.Fatal(err)
+	}
+	check(t, "records without a database", names(), "")
+	mustPut(t, x, Record{Client: "hub", Collection: "a", Name: "second", Tag: "t", URI: "a/second:t"})
+	if _, err := os.Stat(db); err != nil {
+		t.Errorf("a new record is in no database: %v", err)
+	}
+	check(t, "records of a new database", names(), "second")
+	if err := os.Rename(db+".backup", db); err != nil {
+		t.Fatal(err)
+	}
+	check(t, "records of the database that came back", names(), "first")
+}
+
 func TestMergeMetrics(t *testing.T) {
 	for _, c := range []struct{ old, changes, want string }{
 		{`{"a":1}`, ``, `{"a":1}`},
