@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	iofs "io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 )
 
 // rootFresh is how long the root folder's id is taken for granted by calls
-// that look at single images. Listings and pushes look it up anew.
+// that look at single images and by pushes; see rescue. Listings look it up anew.
 const rootFresh = time.Minute
 
 // again calls do once more when the answer's body broke off. It is for calls
@@ -111,6 +112,20 @@ func (s *Store) makeRoot(ctx context.Context) (string, error) {
 		s.mu.Unlock()
 	}
 	return id, err
+}
+
+// rescue moves a file that went to the bin with the folder it was put into: the
+// root folder was another by then.
+func (s *Store) rescue(ctx context.Context, f *drive.File) (*drive.File, error) {
+	if _, err := s.rootFolder(ctx); err != nil && !errors.Is(err, iofs.ErrNotExist) {
+		return nil, err
+	}
+	root, err := s.makeRoot(ctx)
+	if err != nil || slices.Contains(f.Parents, root) {
+		return f, err // it was binned itself
+	}
+	return again(ctx, s.svc.Files.Update(f.Id, &drive.File{}).AddParents(root).RemoveParents(strings.Join(f.Parents, ",")).
+		Context(ctx).Fields(fileFields).Do)
 }
 
 // makeFolder makes a folder once, however often the request is sent: its id is

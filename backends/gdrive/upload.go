@@ -400,6 +400,12 @@ func (u *upload) reveal(ctx context.Context, f *drive.File, meta *drive.File, c 
 		}
 	}
 	u.named = true
+	if f.Trashed {
+		var err error
+		if f, err = u.s.rescue(ctx, f); err != nil {
+			return backends.Image{}, err
+		}
+	}
 	return u.image(f), nil
 }
 

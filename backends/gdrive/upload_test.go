@@ -517,3 +517,16 @@ func TestInvisibleUntilCommit(t *testing.T) {
 		t.Error("an image without a name")
 	}
 }
+
+// TestPushAfterRootBinned: an image does not follow its folder into the bin.
+func TestPushAfterRootBinned(t *testing.T) {
+	t.Parallel()
+	a := newAccount(t, gdrivetest.Options{})
+	s := a.open()
+	push(t, s, ref, []byte("1"), content([]byte("1"), nil))
+	check(t, a.Trash(a.root()))
+	push(t, s, ref, []byte("2"), content([]byte("2"), nil))
+	if got, want := listed(t, s), []string{ref.String() + " 1"}; !slices.Equal(got, want) {
+		t.Errorf("listed: %q, want %q", got, want)
+	}
+}
