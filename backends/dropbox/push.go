@@ -172,6 +172,9 @@ func (u *upload) Part(ctx context.Context, off int64, r io.ReaderAt) error {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.session != session {
+		return u.forgotten() // while this part was on its way
+	}
 	u.done[off] = true
 	return nil
 }
@@ -221,9 +224,13 @@ func (u *upload) append(ctx context.Context, session string, r io.ReaderAt, off,
 		return nil
 	case hasTag(err, files.UploadSessionAppendErrorNotFound), hasTag(err, files.UploadSessionAppendErrorClosed):
 		u.forget(session)
-		return u.store.refused("push", u.ref, backends.ErrUnreachable, "Dropbox has forgotten the upload; it begins anew when it is tried again")
+		return u.forgotten()
 	}
 	return u.store.fail(ctx, "push", u.ref, c, err)
+}
+
+func (u *upload) forgotten() error {
+	return u.store.refused("push", u.ref, backends.ErrUnreachable, "Dropbox has forgotten the upload; it begins anew when it is tried again")
 }
 
 // forget drops a session that Dropbox has no more.

@@ -9,6 +9,7 @@ import (
 	iofs "io/fs"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sregfs/sregfs/backends"
@@ -115,6 +116,60 @@ func TestPushForgotten(t *testing.T) {
 		if _, err := u.Commit(t.Context(), bytes.NewReader(data), int64(len(data)), backends.Content{}); err != nil {
 			t.Errorf("Commit after all: %v", err)
 		}
+	}
+}
+
+// holds keeps the first answer to an append until it is let go.
+type holds struct {
+	http.RoundTripper
+	first      *atomic.Bool
+	held, goOn chan struct{}
+}
+
+func (h holds) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := h.RoundTripper.RoundTrip(req)
+	if dropboxtest.Route(req) == "files/upload_session/append_v2" {
+		if h.first.CompareAndSwap(false, true) {
+			close(h.held)
+			<-h.goOn
+		}
+	}
+	return resp, err
+}
+
+// TestPushForgottenMeanwhile: a part that was on its way when its session was
+// given up is no part of the next one.
+func TestPushForgottenMeanwhile(t *testing.T) {
+	s := serve(t, dropboxtest.Options{})
+	set := settings(s)
+	base := set.Transport.(*http.Transport)
+	t.Cleanup(base.CloseIdleConnections)
+	h := holds{base, new(atomic.Bool), make(chan struct{}), make(chan struct{})}
+	set.Transport = h
+	store, err := dropbox.Open(t.Context(), set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := random(20 << 20)
+	u, err := store.Begin(t.Context(), red, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := make(chan error)
+	go func() { late <- u.Part(t.Context(), 0, bytes.NewReader(data)) }()
+	<-h.held
+	s.ForgetSessions()
+	for _, want := range []error{backends.ErrUnreachable, nil} {
+		if err := u.Part(t.Context(), u.PartSize(), bytes.NewReader(data)); !errors.Is(err, want) {
+			t.Fatalf("Part = %v, want %v", err, want)
+		}
+	}
+	close(h.goOn)
+	if err := <-late; !errors.Is(err, backends.ErrUnreachable) || u.Sent() != 0 {
+		t.Errorf("Part into a session that was given up = %v, sent %d", err, u.Sent())
+	}
+	if _, err := u.Commit(t.Context(), bytes.NewReader(data), int64(len(data)), backends.Content{}); err != nil {
+		t.Errorf("Commit = %v", err)
 	}
 }
 
