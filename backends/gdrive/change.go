@@ -69,7 +69,7 @@ func (s *Store) Rename(ctx context.Context, img backends.Image, to backends.Ref)
 			meta.NullFields = append(meta.NullFields, "Properties."+k)
 		}
 	}
-	call := s.svc.Files.Update(img.ID, meta).Context(ctx).Fields(fileFields)
+	call := s.svc.Files.Update(img.ID, meta).SupportsAllDrives(true).Context(ctx).Fields(fileFields)
 	if len(f.Parents) == 1 && f.Parents[0] != root {
 		// The name holds the collection; the folder must not say another.
 		call.AddParents(root).RemoveParents(f.Parents[0])
@@ -204,7 +204,7 @@ func (s *Store) Share(ctx context.Context, img backends.Image, email string) (ba
 		}
 		return backends.Share{}, s.fail(ctx, op, img.Ref, err)
 	}
-	f, err := again(ctx, s.svc.Files.Get(img.ID).Context(ctx).Fields("trashed,webViewLink").Do)
+	f, err := again(ctx, s.svc.Files.Get(img.ID).SupportsAllDrives(true).Context(ctx).Fields("trashed,webViewLink").Do)
 	if err == nil && f.Trashed {
 		err = iofs.ErrNotExist
 	}
@@ -225,7 +225,7 @@ func (s *Store) Share(ctx context.Context, img backends.Image, email string) (ba
 	if email != "" {
 		p.Type, p.EmailAddress = "user", email
 	}
-	call := s.svc.Permissions.Create(img.ID, p).Context(ctx).Fields("id")
+	call := s.svc.Permissions.Create(img.ID, p).SupportsAllDrives(true).Context(ctx).Fields("id")
 	if email != "" {
 		call.SendNotificationEmail(true)
 	}
@@ -241,7 +241,7 @@ func (s *Store) Share(ctx context.Context, img backends.Image, email string) (ba
 func (s *Store) permission(ctx context.Context, id, email string) (string, error) {
 	token := ""
 	for {
-		call := s.svc.Permissions.List(id).Context(ctx).PageSize(100).Fields("nextPageToken,permissions(id,type,emailAddress)")
+		call := s.svc.Permissions.List(id).SupportsAllDrives(true).Context(ctx).PageSize(100).Fields("nextPageToken,permissions(id,type,emailAddress)")
 		if token != "" {
 			call.PageToken(token)
 		}

@@ -147,7 +147,7 @@ func (s *Store) makeFolder(ctx context.Context, f *drive.File) (string, error) {
 }
 
 func (s *Store) trash(ctx context.Context, id string) error {
-	_, err := again(ctx, s.svc.Files.Update(id, &drive.File{Trashed: true}).Context(ctx).Fields("id").Do)
+	_, err := again(ctx, s.svc.Files.Update(id, &drive.File{Trashed: true}).SupportsAllDrives(true).Context(ctx).Fields("id").Do)
 	return err
 }
 

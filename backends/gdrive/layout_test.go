@@ -80,18 +80,19 @@ func TestPythonFiles(t *testing.T) {
 type sharedDrive struct{ id string }
 
 func (d sharedDrive) RoundTrip(req *http.Request) (*http.Response, error) {
-	if strings.HasSuffix(req.URL.Path, "/files/"+d.id) && req.URL.Query().Get("supportsAllDrives") != "true" {
+	if strings.Contains(req.URL.Path+"/", "/files/"+d.id+"/") && req.URL.Query().Get("supportsAllDrives") != "true" {
 		req = req.Clone(req.Context())
 		req.URL.Path += "-not-there"
 	}
 	return http.DefaultTransport.RoundTrip(req)
 }
 
-// TestSharedDrive: a file is found by its id in whatever drive it lies.
+// TestSharedDrive: a file is found by its id in whatever drive it lies, and is
+// shared, renamed and deleted there.
 func TestSharedDrive(t *testing.T) {
 	t.Parallel()
 	a := newAccount(t, gdrivetest.Options{})
-	id, err := a.Add(gdrivetest.Seed{Name: "c/i:t.simg", Shared: true, Content: []byte("shared")})
+	id, err := a.Add(gdrivetest.Seed{Name: "c/i:t.simg", Content: []byte("shared")})
 	check(t, err)
 	settings := a.settings()
 	settings.Transport = sharedDrive{id}
@@ -102,6 +103,11 @@ func TestSharedDrive(t *testing.T) {
 	if got, err := read(s, t.Context(), img, 0, -1); err != nil || string(got) != "shared" {
 		t.Errorf("it reads as %q, %v", got, err)
 	}
+	_, err = s.Share(t.Context(), img, "")
+	check(t, err)
+	img, err = s.Rename(t.Context(), img, backends.Ref{Collection: "c", Name: "i", Tag: "u"})
+	check(t, err)
+	check(t, s.Remove(t.Context(), img))
 }
 
 // TestFolders: folders below the root are collections when images lie in them.
