@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
@@ -48,7 +49,9 @@ func (r *refusal) Unwrap() error {
 		return errors.ErrUnsupported
 	case http.StatusTooManyRequests:
 		return backends.ErrBusy
-	case http.StatusRequestEntityTooLarge, http.StatusInsufficientStorage:
+	case http.StatusRequestEntityTooLarge:
+		return syscall.EFBIG
+	case http.StatusInsufficientStorage:
 		return backends.ErrNoSpace
 	case http.StatusBadRequest:
 		switch {
@@ -159,6 +162,8 @@ func (s *Store) fail(ctx context.Context, op string, ref backends.Ref, err error
 		e.Hint = "the image may not exist, or needs credentials: set a user name and password, or run \"docker login " + s.registry.Name() + "\""
 	case op == "stat" && statusOf(err) == http.StatusNotFound:
 		e.Hint = "the registry has no such image or tag"
+	case statusOf(err) == http.StatusRequestEntityTooLarge:
+		e.Hint = "the registry, or more likely a proxy before it, takes no request of that size: raise its limit"
 	case errors.Is(err, backends.ErrBusy):
 		e.Hint = "wait, or log in for a higher limit"
 	}

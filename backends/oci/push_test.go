@@ -3,11 +3,14 @@ package oci_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -67,5 +70,27 @@ func TestLostEnd(t *testing.T) {
 				t.Error("nothing was lost")
 			}
 		})
+	}
+}
+
+// TestTooLarge: a proxy's limit of bodies is not the registry's lack of space.
+func TestTooLarge(t *testing.T) {
+	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	s := serveHandler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength > 1000 {
+			http.Error(w, "<html>413", http.StatusRequestEntityTooLarge)
+			return
+		}
+		h.ServeHTTP(w, r)
+	}))
+	p, _ := backends.As[backends.Pusher](open(t, s.URL))
+	u, err := p.Begin(t.Context(), backends.Ref{Collection: "c", Name: "i", Tag: "t"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := bytes.Repeat([]byte("0123456789abcdef"), 100)
+	_, err = u.Commit(t.Context(), bytes.NewReader(content), int64(len(content)), backends.Content{})
+	if !errors.Is(err, syscall.EFBIG) || errors.Is(err, backends.ErrNoSpace) || !strings.Contains(backends.Hint(err), "proxy") {
+		t.Errorf("Commit = %v", err)
 	}
 }
