@@ -313,6 +313,7 @@ func TestTOCRefuses(t *testing.T) {
 		"not pinned":           {with(func(l *Layer) { l.Annotations = nil }), ErrNoTOC},
 		"no ranges":            {with(func(l *Layer) { l.ReadRange = nil }), ErrNoTOC},
 		"name not UTF-8":       {odd, ErrNoTOC},
+		"negative size":        {with(func(l *Layer) { l.Size = -1 }), ErrCorrupt},
 		"another table":        {with(func(l *Layer) { l.Annotations[tocDigest] = sha(nil) }), ErrCorrupt},
 		"no digest": {with(func(l *Layer) {
 			l.Annotations = map[string]string{chunkedSum: "x", chunkedPlace: "0:10:10:1"}

@@ -101,6 +101,9 @@ func (t *tocScanner) scan(ctx context.Context) (*Contents, error) {
 	if l.ReadRange == nil {
 		return nil, fmt.Errorf("%w: the layer has no ranges", ErrNoTOC)
 	}
+	if l.Size < 0 {
+		return nil, corrupt("a size of %d bytes", l.Size)
+	}
 	if _, err := newDigester(l.Digest); err != nil {
 		return nil, err
 	}
