@@ -371,6 +371,21 @@ func TestTOCEntriesRefused(t *testing.T) {
 	}
 }
 
+// TestTOCChunksAreBounded gives a file more chunks than there is room for.
+func TestTOCChunksAreBounded(t *testing.T) {
+	const n = 10_000
+	var b strings.Builder
+	fmt.Fprintf(&b, `{"version":1,"entries":[{"type":"reg","name":"a","size":%d,"chunkSize":1,"chunkType":"zeros"}`, n)
+	for i := 1; i < n; i++ {
+		fmt.Fprintf(&b, `,{"type":"chunk","chunkOffset":%d,"chunkSize":1,"chunkType":"zeros"}`, i)
+	}
+	b.WriteString("]}")
+	s := &tocScanner{limits: Limits{Metadata: 10_000}.withDefaults()}
+	if err := s.decode(t.Context(), strings.NewReader(b.String())); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("decode = %v, want %v", err, ErrUnsupported)
+	}
+}
+
 func TestLazyCorruptChunk(t *testing.T) {
 	for _, format := range lazyFormats {
 		l, _, _ := lazyLayer(t, format, 1<<20, file("a", noise(100_000)), file("b", noise(200_000)))

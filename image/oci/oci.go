@@ -113,7 +113,8 @@ type Limits struct {
 	// 1,000,000.
 	Entries int
 	// Metadata is how many bytes their names, targets and attributes may have,
-	// again of a layer and of an image. Default 128 MiB.
+	// and what is known of their chunks, again of a layer and of an image.
+	// Default 128 MiB.
 	Metadata int
 	// Logical is the sum of the sizes of a layer's files, holes included.
 	// Default 256 GiB.

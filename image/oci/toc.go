@@ -50,6 +50,9 @@ const (
 	maxTOC, maxTOCText = 64 << 20, 1 << 30
 	// maxChunk is the largest piece that is fetched and checked as a whole.
 	maxChunk = 32 << 20
+	// chunkBytes is what one counts for among the metadata, about as much as it
+	// takes when it is stored.
+	chunkBytes = 40
 )
 
 // ScanTOC makes the Contents of a layer from its table of contents, fetching
@@ -454,7 +457,7 @@ func (t *tocScanner) chunk(h *tocEntry) error {
 	}
 	t.covered += c.size
 	t.cur.chunks = append(t.cur.chunks, c)
-	return nil
+	return t.limits.check(t.entries, len(t.list)+chunkBytes*len(t.cur.chunks))
 }
 
 // flush gives the current file its place in the data file, as a DataWriter
