@@ -12,6 +12,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -384,6 +385,34 @@ func TestTOCChunksAreBounded(t *testing.T) {
 	if err := s.decode(t.Context(), strings.NewReader(b.String())); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("decode = %v, want %v", err, ErrUnsupported)
 	}
+}
+
+// TestTOCEntriesTakeLittleMemory decodes a table of one endless name, which
+// compresses to nearly nothing.
+func TestTOCEntriesTakeLittleMemory(t *testing.T) {
+	for _, before := range []string{`{"version":1,"entries":[{"type":"dir","name":"`, `{"version":1,"entries":[{"xattrs":{"`, `{"x":"`} {
+		var start, end runtime.MemStats
+		runtime.ReadMemStats(&start)
+		s := &tocScanner{limits: Limits{}.withDefaults()}
+		err := s.decode(t.Context(), io.MultiReader(strings.NewReader(before), io.LimitReader(letters{}, 128<<20)))
+		if !errors.Is(err, ErrCorrupt) {
+			t.Errorf("decode = %.100v, want %v", err, ErrCorrupt)
+		}
+		runtime.ReadMemStats(&end)
+		if n := end.TotalAlloc - start.TotalAlloc; n > 8*maxTOCEntry {
+			t.Errorf("%s…: took %d bytes", before, n)
+		}
+	}
+}
+
+// letters never ends.
+type letters struct{}
+
+func (letters) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'a'
+	}
+	return len(p), nil
 }
 
 func TestLazyCorruptChunk(t *testing.T) {

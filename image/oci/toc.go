@@ -50,6 +50,9 @@ const (
 	maxTOC, maxTOCText = 64 << 20, 1 << 30
 	// maxChunk is the largest piece that is fetched and checked as a whole.
 	maxChunk = 32 << 20
+	// maxTOCEntry is how large the text of one entry may be, more than the names
+	// and attributes of any file take: it is in memory as a whole.
+	maxTOCEntry = 16 << 20
 	// chunkBytes is what one counts for among the metadata, about as much as it
 	// takes when it is stored.
 	chunkBytes = 40
@@ -281,11 +284,13 @@ type tocEntry struct {
 func (t *tocScanner) decode(ctx context.Context, r io.Reader) error {
 	// Its digest is what it stands by; the text need not be held to more than
 	// that. Bytes that are not UTF-8 become U+FFFD, which entry refuses.
-	d := jsontext.NewDecoder(r, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	text := &entryReader{r: r, left: maxTOCEntry}
+	d := jsontext.NewDecoder(text, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if err := expectToken(d, jsontext.BeginObject); err != nil {
 		return err
 	}
 	for d.PeekKind() == '"' {
+		text.left = maxTOCEntry
 		key, err := d.ReadToken()
 		if err != nil {
 			return corrupt("table of contents: %w", err)
@@ -304,6 +309,7 @@ func (t *tocScanner) decode(ctx context.Context, r io.Reader) error {
 			return err
 		}
 		for d.PeekKind() == '{' {
+			text.left = maxTOCEntry
 			var e tocEntry
 			if err := json.UnmarshalDecode(d, &e); err != nil {
 				return corrupt("table of contents: %w", err)
@@ -331,6 +337,21 @@ func (t *tocScanner) decode(ctx context.Context, r io.Reader) error {
 		return corrupt("table of contents: %w", err)
 	}
 	return nil
+}
+
+// entryReader gives so many bytes, and then an error until it is allowed more.
+type entryReader struct {
+	r    io.Reader
+	left int64
+}
+
+func (e *entryReader) Read(p []byte) (int, error) {
+	if e.left <= 0 {
+		return 0, unsupported("more than %d bytes for one entry", maxTOCEntry)
+	}
+	n, err := e.r.Read(p[:min(int64(len(p)), e.left)])
+	e.left -= int64(n)
+	return n, err
 }
 
 func expectToken(d *jsontext.Decoder, want jsontext.Token) error {
