@@ -95,6 +95,9 @@ func (f *flattener) entry(e *entry) error {
 			return nil
 		}
 	}
+	if f.room -= e.size; f.room < 0 {
+		return unsupported("files of more bytes in all layers together than the limit")
+	}
 	inode := f.inode(e)
 	if e.name == "" {
 		f.root.inode, f.root.entry = inode, f.layer

@@ -25,7 +25,7 @@ type Options struct {
 	Arch string
 	// DockerCmd makes Cmd run rather than Entrypoint (SREGISTRY_DOCKER_CMD).
 	DockerCmd bool
-	// Limits bound the cost; only Entries and Metadata count here.
+	// Limits bound the cost; only Entries, Metadata and Logical count here.
 	Limits Limits
 }
 
@@ -96,6 +96,7 @@ func Assemble(ctx context.Context, config []byte, layers []*Contents, opts Optio
 		made.MTime = clampTime(c.Created)
 	}
 	t := newTree(made)
+	t.room = opts.Limits.withDefaults().Logical
 	if err := flatten(ctx, t, layers); err != nil {
 		return nil, err
 	}

@@ -235,6 +235,24 @@ func TestAssembleRefuses(t *testing.T) {
 	}
 }
 
+// TestAssembleBoundsHoles: files that are nothing but a hole take no room in a
+// layer, but some in the image for each of their blocks.
+func TestAssembleBoundsHoles(t *testing.T) {
+	hole := oldGNUSparse()
+	copy(hole[483:], "07777777777\x00") // 1 GiB
+	checksummed(hole[:512])
+	l := layerOf(gzipped(hole), hole)
+	s := scanLayers(t, l)
+	config := configFor(t, nil, l, l, l)
+	layers := []*Contents{s.contents[0], s.contents[0], s.contents[0]}
+	if _, err := Assemble(t.Context(), config, layers, Options{Limits: Limits{Logical: 3 << 30}}); err != nil {
+		t.Errorf("Assemble: %v", err)
+	}
+	if _, err := Assemble(t.Context(), config, layers, Options{Limits: Limits{Logical: 2 << 30}}); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("beyond the limit: Assemble = %v, want ErrUnsupported", err)
+	}
+}
+
 func TestZstdDataIsSmaller(t *testing.T) {
 	l := layer(t, file("a", strings.Repeat("hello ", 1<<18)))
 	var data bytes.Buffer

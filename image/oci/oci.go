@@ -116,8 +116,8 @@ type Limits struct {
 	// and what is known of their chunks, again of a layer and of an image.
 	// Default 128 MiB.
 	Metadata int
-	// Logical is the sum of the sizes of a layer's files, holes included.
-	// Default 256 GiB.
+	// Logical is the sum of the sizes of the files, holes included, again of a
+	// layer and of an image. Default 256 GiB.
 	Logical int64
 	// Ratio and Slack bound the archive inside a layer: at most Ratio times
 	// the blob's size plus Slack. Default 200 and 4 GiB. (Blocks of zeros take

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"math"
 	"strings"
 
 	"github.com/sregfs/sregfs/image/squash"
@@ -19,6 +20,9 @@ type tree struct {
 	layer int32 // the number of the layer that is being laid; 0 is none
 	// made is what a directory gets that no layer has an entry for.
 	made squash.Inode
+	// room is how much the sizes of further files may come to. Each block of
+	// them takes memory, also where layers keep nothing of it.
+	room int64
 }
 
 // node is one name in the tree.
@@ -36,7 +40,7 @@ type node struct {
 
 func newTree(made squash.Inode) *tree {
 	made.Mode = squash.ModeDir | 0o755
-	t := &tree{made: made}
+	t := &tree{made: made, room: math.MaxInt64}
 	t.root = &node{children: map[string]*node{}}
 	t.root.parent = t.root
 	t.root.inode = t.newDir()
