@@ -123,7 +123,7 @@ func (s *scanner) scan(ctx context.Context, codec squash.Codec, known *Contents,
 	if err == nil {
 		archive = newReadAhead(ctx, plain, limit, diffSum)
 		store = newStorer(data, known.expected())
-		err = s.run(archive, codec, store)
+		err = s.run(ctx, archive, codec, store)
 		if err == nil {
 			// The decompressor may have left bytes that the digest covers.
 			_, err = io.Copy(io.Discard, blob)
@@ -186,12 +186,13 @@ func (c *Contents) expected() [][32]byte {
 }
 
 // run reads the archive to its end, and what follows it.
-func (s *scanner) run(archive io.Reader, codec squash.Codec, store io.Writer) error {
+func (s *scanner) run(ctx context.Context, archive io.Reader, codec squash.Codec, store io.Writer) error {
 	var err error
 	if s.data, err = squash.NewDataWriter(store, codec); err != nil {
 		return err
 	}
 	tr := tar.NewReader(archive)
+	content := &contextReader{ctx, tr}
 	for {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -201,7 +202,7 @@ func (s *scanner) run(archive io.Reader, codec squash.Codec, store io.Writer) er
 			return archiveError(err)
 		}
 		s.path = h.Name
-		if err := s.member(h, tr); err != nil {
+		if err := s.member(h, content); err != nil {
 			return err
 		}
 	}
@@ -213,6 +214,20 @@ func (s *scanner) run(archive io.Reader, codec squash.Codec, store io.Writer) er
 		return archiveError(err)
 	}
 	return nil
+}
+
+// contextReader ends when its context does. A hole of a sparse file is read
+// without the archive, which would tell.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *contextReader) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(p)
 }
 
 // archiveError makes an error of the tar reader one of ours, unless it comes

@@ -352,6 +352,31 @@ func TestScanCancelled(t *testing.T) {
 	}
 }
 
+// TestScanCancelledInHole: nothing is read of the layer while a hole of some
+// hundred gigabytes is gone through.
+func TestScanCancelledInHole(t *testing.T) {
+	hole := oldGNUSparse()
+	copy(hole[483:], "\x80\x00\x00\x00\x00\x00\x00\x3f\x00\x00\x00\x00") // 252 GiB in base 256
+	checksummed(hole[:512])
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := Scan(ctx, layerOf(hole, hole), ScanOptions{}, io.Discard)
+		done <- err
+	}()
+	time.Sleep(100 * time.Millisecond)
+	cancel()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("Scan = %v, want context.Canceled", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("Scan goes on after its context is done")
+	}
+}
+
 type fullDisk struct{ left int }
 
 func (f *fullDisk) Write(p []byte) (int, error) {
@@ -467,7 +492,7 @@ func FuzzScan(f *testing.F) {
 			return
 		}
 		defer plain.Close()
-		if s.run(io.LimitReader(plain, 8<<20), squash.Plain, io.Discard) != nil {
+		if s.run(t.Context(), io.LimitReader(plain, 8<<20), squash.Plain, io.Discard) != nil {
 			return
 		}
 		c := &Contents{DiffID: "x", list: s.list}
