@@ -68,9 +68,10 @@ type unit struct {
 
 // inflated is a unit that is in memory, or on its way.
 type inflated struct {
-	done chan struct{}
-	data map[int][]byte // by chunk
-	err  error
+	done    chan struct{}
+	data    map[int][]byte // by chunk
+	err     error
+	givenUp bool // who fetched it wants it no more, which err is due to
 }
 
 // NewLazy returns the data file of the layer.
@@ -283,7 +284,7 @@ func (r *lazyReader) load(u int) (map[int][]byte, error) {
 			return nil, context.Cause(r.ctx)
 		}
 		// Someone else's reader may have been given up; ours has not.
-		if h.err == nil || r.ctx.Err() != nil || !errors.Is(h.err, context.Canceled) {
+		if h.err == nil || r.ctx.Err() != nil || !h.givenUp {
 			return h.data, h.err
 		}
 	}
@@ -334,7 +335,7 @@ func (z *Lazy) fetch(ctx context.Context, u int, mine []*inflated) {
 		if err == nil {
 			h.data, h.err = z.inflate(unit, raw)
 		} else {
-			h.err = fmt.Errorf("reading %d bytes at %d: %w", n, off, err)
+			h.err, h.givenUp = fmt.Errorf("reading %d bytes at %d: %w", n, off, err), ctx.Err() != nil
 		}
 		z.settle(u+i, h)
 	}

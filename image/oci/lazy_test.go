@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
@@ -583,42 +584,77 @@ func TestLazyManyReaders(t *testing.T) {
 	}
 }
 
-// TestLazyClose: a reader that is closed ends its request; another that waits
-// for the same chunk gets it all the same.
+// TestLazyClose: a reader that is given up ends its request; another that waits
+// for the same chunk gets it all the same, whatever the request failed with.
 func TestLazyClose(t *testing.T) {
+	for _, failure := range []error{context.Canceled, context.DeadlineExceeded, errors.New("connection closed")} {
+		l, _, _ := lazyLayer(t, "estargz", 1<<20, file("a", noise(5000)))
+		c, err := ScanTOC(t.Context(), l, Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		read, first, asked, waited := l.ReadRange, true, make(chan struct{}), make(chan struct{})
+		l.ReadRange = func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+			if first {
+				first = false
+				close(asked)
+				<-ctx.Done()
+				<-waited
+				return nil, failure
+			}
+			return read(ctx, off, n)
+		}
+		z, err := NewLazy(l, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		given, err := z.Fetch(ctx, 0, z.Size())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() { io.ReadAll(given) })
+		<-asked
+		wg.Go(func() {
+			r, err := z.Fetch(t.Context(), 0, z.Size())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer r.Close()
+			time.AfterFunc(50*time.Millisecond, func() { close(waited) }) // it waits by then
+			if got, err := io.ReadAll(r); err != nil || string(got) != noise(5000) {
+				t.Errorf("after %v: %d bytes, %v", failure, len(got), err)
+			}
+		})
+		cancel()
+		wg.Wait()
+		given.Close()
+	}
+}
+
+// TestLazyOwnFailure: a request that fails as if its reader had been given up,
+// which it was not, is an error.
+func TestLazyOwnFailure(t *testing.T) {
 	l, _, _ := lazyLayer(t, "estargz", 1<<20, file("a", noise(5000)))
 	c, err := ScanTOC(t.Context(), l, Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	read, first, asked := l.ReadRange, true, make(chan struct{})
-	l.ReadRange = func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-		if first {
-			first = false
-			close(asked)
-			<-ctx.Done()
-			return nil, ctx.Err()
-		}
-		return read(ctx, off, n)
-	}
+	l.ReadRange = func(context.Context, int64, int64) (io.ReadCloser, error) { return nil, context.Canceled }
 	z, err := NewLazy(l, c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	given, err := z.Fetch(ctx, 0, z.Size())
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	r, err := z.Fetch(ctx, 0, z.Size())
 	if err != nil {
 		t.Fatal(err)
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() { io.ReadAll(given) })
-	<-asked
-	wg.Go(func() {
-		if got := readLazy(t, z, 0, z.Size()); string(got) != noise(5000) {
-			t.Error("other bytes than were stored")
-		}
-	})
-	cancel()
-	wg.Wait()
-	given.Close()
+	defer r.Close()
+	if _, err := io.ReadAll(r); !errors.Is(err, context.Canceled) {
+		t.Errorf("Read = %v, want the layer's own error at once", err)
+	}
 }
