@@ -296,7 +296,7 @@ func (b *builder) hostFile(name string) error {
 			w = walk{tree: b.tree, mkdir: b.free(dir)}
 			at, err = w.dir(b.root, dir)
 		}
-		if err != nil || at == nil || base == "" || base == "." || base == ".." {
+		if err != nil || at == nil || base == "" || base == "." || base == ".." || len(base) > squash.MaxName {
 			return nil
 		}
 		old := at.children[base]

@@ -253,6 +253,15 @@ func TestAssembleBoundsHoles(t *testing.T) {
 	}
 }
 
+// TestLinkToNoName: a link to what cannot be a file's name is left as it is.
+func TestLinkToNoName(t *testing.T) {
+	l := layer(t, symlink("etc/hosts", strings.Repeat("n", squash.MaxName+1)))
+	s := scanLayers(t, l)
+	if _, err := Assemble(t.Context(), configFor(t, nil, l), s.contents, Options{}); err != nil {
+		t.Errorf("Assemble: %v", err)
+	}
+}
+
 func TestZstdDataIsSmaller(t *testing.T) {
 	l := layer(t, file("a", strings.Repeat("hello ", 1<<18)))
 	var data bytes.Buffer
