@@ -2,9 +2,6 @@ package oci
 
 import (
 	"context"
-	"maps"
-	"slices"
-	"strings"
 
 	"github.com/sregfs/sregfs/image/squash"
 )
@@ -64,11 +61,10 @@ func (f *flattener) run(ctx context.Context) (path string, err error) {
 		}
 	}
 	// AUFS's own folders: what links named stays under their names.
-	for _, name := range slices.Collect(maps.Keys(f.root.children)) {
-		if strings.HasPrefix(name, aufsPrefix) {
-			f.root.children[name].remove()
-		}
+	for _, n := range f.aufs {
+		n.remove()
 	}
+	f.aufs = nil
 	return "", nil
 }
 

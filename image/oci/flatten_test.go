@@ -2,12 +2,14 @@ package oci
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sregfs/sregfs/image/squash"
 )
@@ -197,12 +199,18 @@ func TestThousandsOfLayers(t *testing.T) {
 		base = append(base, file(fmt.Sprintf("dir/%d", i), "x"))
 	}
 	s := scanLayers(t, layer(t, base...), layer(t, file("dir/.wh.5", ""), file("dir/n", "1"), file("other/.wh..wh..opq", "")))
-	many := []*Contents{s.contents[0]}
+	root := &Contents{}
+	for i := range 20_000 {
+		root.list = appendEntry(root.list, &entry{kind: kindDir, name: fmt.Sprint(i)})
+	}
+	many := []*Contents{root, s.contents[0]}
 	for range 20_000 {
 		many = append(many, s.contents[1])
 	}
 	tr := newTree(squash.Inode{})
-	if err := flatten(t.Context(), tr, many); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := flatten(ctx, tr, many); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(tr.root.children["dir"].children); n != 3000 {

@@ -23,6 +23,8 @@ type tree struct {
 	// room is how much the sizes of further files may come to. Each block of
 	// them takes memory, also where layers keep nothing of it.
 	room int64
+	// aufs are the nodes in the root that go at the layer's end.
+	aufs []*node
 }
 
 // node is one name in the tree.
@@ -80,6 +82,9 @@ func (t *tree) put(dir *node, name string, inode *squash.Inode) (*node, error) {
 			n.cleared = t.layer // nothing older is in it
 		}
 		dir.children[n.name] = n
+		if dir == t.root && strings.HasPrefix(n.name, aufsPrefix) {
+			t.aufs = append(t.aufs, n)
+		}
 	}
 	n.inode, n.entry = inode, t.layer
 	t.touch(n)
