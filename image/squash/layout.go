@@ -219,7 +219,8 @@ func (l *layout) id(owner uint32) (uint16, error) {
 	if n, ok := l.idNum[owner]; ok {
 		return n, nil
 	}
-	if len(l.ids) > math.MaxUint16 {
+	// The superblock has their number in 16 bits, so that 65,536 would be none.
+	if len(l.ids) == math.MaxUint16 {
 		return 0, fmt.Errorf("more than %d different owners: %w", len(l.ids), ErrLimit)
 	}
 	n := uint16(len(l.ids))

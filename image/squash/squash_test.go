@@ -142,8 +142,11 @@ func TestLayoutRefuses(t *testing.T) {
 		deep = dir(Entry{"d", deep})
 	}
 	many := dir()
-	for i := range uint32(1<<16 + 1) {
+	for i := range uint32(1 << 16) {
 		many.Entries = append(many.Entries, Entry{fmt.Sprint(i), &Inode{Mode: ModeFIFO, UID: i}})
+	}
+	if _, err := Layout(dir(many.Entries[:1<<16-1]...), Options{}); err != nil {
+		t.Errorf("Layout with %d owners: %v", 1<<16-1, err)
 	}
 	one := func(name string, ino *Inode) *Inode { return dir(Entry{name, ino}) }
 	link := func(target string) *Inode { return &Inode{Mode: ModeSymlink, Target: target} }
