@@ -28,8 +28,9 @@ func Hints(l Layout, size int64) []Range {
 			// Large tables: the root's inode, which writers put last among the
 			// inodes, and the end of it all, where the tables are that a mount
 			// reads, with the last directories, the root's among them.
-			want = append(want, Range{max(t.Off, l.root-rootHint/2), rootHint})
-			t = Range{t.End() - tablesHint, tablesHint}
+			end := Range{t.End() - tablesHint, tablesHint}
+			want = append(want, Range{min(max(t.Off, l.root-rootHint/2), end.Off), rootHint})
+			t = end
 		}
 		want = append(want, t)
 	}
