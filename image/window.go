@@ -47,7 +47,7 @@ func (w *window) ReadAt(p []byte, off int64) (int, error) {
 		if at >= w.size {
 			return done, io.EOF
 		}
-		b, err := w.windows(at/windowSize, (at+int64(len(p)-done)-1)/windowSize)
+		b, err := w.windows(at/windowSize, (min(off+int64(len(p)), w.size)-1)/windowSize)
 		if err != nil {
 			return done, err
 		}
