@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -170,7 +171,7 @@ func (a *Attributes) setEnvironment(files map[string]string) {
 	}
 	a.EnvironmentFiles = files
 	order := slices.SortedFunc(maps.Keys(files), func(p, q string) int {
-		return strings.Compare(path.Base(p), path.Base(q))
+		return cmp.Or(strings.Compare(path.Base(p), path.Base(q)), strings.Compare(p, q))
 	})
 	var all strings.Builder
 	for i, p := range order {

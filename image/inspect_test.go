@@ -115,6 +115,8 @@ func TestInspectOfOddImages(t *testing.T) {
 		{"environment of several files", imagetest.SIF(t, imagetest.Opts{NoMetadata: true, Encrypted: true, Before: metadata(
 			`{"data":{"attributes":{"environment":{"/.singularity.d/env/91-environment.sh":"C=3","/.singularity.d/env/90-environment.sh":"B=2\n",` +
 				`"/.singularity.d/env/10-docker2singularity.sh":"A=1"}}}}`)}), `"environment":"A=1\nB=2\nC=3"`, ""},
+		{"environment of files of one name", imagetest.SIF(t, imagetest.Opts{NoMetadata: true, Encrypted: true, Before: metadata(
+			`{"data":{"attributes":{"environment":{"/c/x.sh":"C=3","/b/x.sh":"B=2","/a/x.sh":"A=1"}}}}`)}), `"environment":"A=1\nB=2\nC=3"`, ""},
 		{"labels that are no text", imagetest.SIF(t, imagetest.Opts{NoMetadata: true, Encrypted: true, Before: metadata(
 			`{"data":{"attributes":{"labels":{"a":1,"b":null,"c":["x"],"d":"y"}}}}`)}), `"labels":{"a":"1","b":"","c":"[\"x\"]","d":"y"}`, ""},
 		{"object that is no JSON", imagetest.SIF(t, imagetest.Opts{NoShell: true, NoRunscript: true, NoMetadata: true, Env: "B=2",
