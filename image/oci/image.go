@@ -277,6 +277,7 @@ func (im *Image) WriteFile(ctx context.Context, dst *os.File, layers []*os.File)
 // copyRange copies n bytes between files, through memory where the kernel
 // cannot do it.
 func copyRange(ctx context.Context, dst *os.File, to int64, src *os.File, from, n int64) error {
+	var buf []byte // where the kernel cannot
 	for n > 0 {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -286,12 +287,17 @@ func copyRange(ctx context.Context, dst *os.File, to int64, src *os.File, from, 
 		case err == unix.EINTR:
 			continue
 		case err != nil:
-			k, err := io.CopyBuffer(struct{ io.Writer }{io.NewOffsetWriter(dst, to)},
-				io.NewSectionReader(src, from, n), make([]byte, copyBuffer))
-			if err == nil && k < n {
-				err = io.ErrUnexpectedEOF
+			if buf == nil {
+				buf = make([]byte, min(n, copyBuffer))
 			}
-			return err
+			b := buf[:min(n, copyBuffer)]
+			if err := (Files{src}).ReadLayer(ctx, 0, b, from); err != nil {
+				return err
+			}
+			if k, err = dst.WriteAt(b, to); err != nil {
+				return err
+			}
+			from, to = from+int64(k), to+int64(k)
 		case k == 0:
 			return io.ErrUnexpectedEOF
 		}

@@ -203,6 +203,52 @@ func TestWriteFile(t *testing.T) {
 	}
 }
 
+// TestCopyRange copies within one file to where it overlaps, which the kernel
+// refuses, and stops when the context is done.
+func TestCopyRange(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const n = 3 * copyBuffer
+	content := noise(n + 1000)
+	write := func() {
+		t.Helper()
+		if _, err := f.WriteAt([]byte(content), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write()
+	if err := copyRange(t.Context(), f, 0, f, 1000, n); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, n)
+	if _, err := f.ReadAt(got, 0); err != nil || string(got) != content[1000:] {
+		t.Errorf("other bytes than were copied (%v)", err)
+	}
+	write()
+	if err := copyRange(t.Context(), f, 0, f, 1000, n+1); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("copyRange beyond the end = %v", err)
+	}
+	if err := copyRange(&endingContext{t.Context(), 2}, f, 0, f, 1000, n); !errors.Is(err, context.Canceled) {
+		t.Errorf("copyRange = %v, want context.Canceled", err)
+	}
+}
+
+// endingContext is done when it has been asked so often.
+type endingContext struct {
+	context.Context
+	left int
+}
+
+func (c *endingContext) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
 func TestAssembleRefuses(t *testing.T) {
 	layers := sampleLayers(t)
 	s := scanLayers(t, layers...)
