@@ -52,6 +52,9 @@ func (f *flattener) run(ctx context.Context) (path string, err error) {
 		pending := f.later
 		f.later = nil
 		for i := range pending {
+			if i%4096 == 0 && ctx.Err() != nil {
+				return "", context.Cause(ctx)
+			}
 			if err := f.hardlink(&pending[i]); err != nil {
 				return pending[i].name, err
 			}

@@ -192,6 +192,17 @@ func TestFlattenRefuses(t *testing.T) {
 	}
 }
 
+// TestFlattenCancelled: contexts count also while links wait for their targets,
+// each of which may be a long way through other links.
+func TestFlattenCancelled(t *testing.T) {
+	s := scanLayers(t, layer(t, hardlink("a", "b")))
+	// It is asked before the layer, and before its entries.
+	ctx := &endingContext{t.Context(), 2}
+	if err := flatten(ctx, newTree(squash.Inode{}), s.contents); !errors.Is(err, context.Canceled) {
+		t.Errorf("flatten = %v, want context.Canceled", err)
+	}
+}
+
 // TestThousandsOfLayers would not end if a layer cost more than its entries.
 func TestThousandsOfLayers(t *testing.T) {
 	base := []member{}
