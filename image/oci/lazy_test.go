@@ -406,6 +406,26 @@ func TestTOCEntriesTakeLittleMemory(t *testing.T) {
 	}
 }
 
+// TestTOCWindow has a table of some bytes ask for the largest window.
+func TestTOCWindow(t *testing.T) {
+	text := `{"version":1,"entries":[]}`
+	block := len(text)<<3 | 1                                   // the last one, stored
+	raw := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, (29 - 10) << 3, // a frame with a window of 2^29 bytes
+		byte(block), byte(block >> 8), byte(block >> 16)}
+	raw = append(raw, text...)
+	l := layerOf(raw, nil)
+	l.Annotations = map[string]string{chunkedSum: sha(raw), chunkedPlace: fmt.Sprintf("0:%d:%d:1", len(raw), len(text))}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, err := ScanTOC(t.Context(), l, Limits{}); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("ScanTOC = %v, want %v", err, ErrCorrupt)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 2*middleWindow {
+		t.Errorf("took %d bytes", n)
+	}
+}
+
 // letters never ends.
 type letters struct{}
 

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/sregfs/sregfs/image/squash"
 )
@@ -127,13 +128,7 @@ func (t *tocScanner) scan(ctx context.Context) (*Contents, error) {
 			return nil, err
 		}
 	}
-	var decompressor interface {
-		DecompressTOC(io.Reader) (io.ReadCloser, error)
-	} = &estargz.GzipDecompressor{}
-	if place.zstd {
-		decompressor = &zstdchunked.Decompressor{}
-	}
-	text, err := decompressor.DecompressTOC(bytes.NewReader(raw))
+	text, err := place.decompress(raw)
 	if err != nil {
 		return nil, corrupt("table of contents: %w", err)
 	}
@@ -225,6 +220,20 @@ func (t *tocScanner) find(ctx context.Context) (tocPlace, []byte, error) {
 		return place, nil, err
 	}
 	return place, append(head, tail[:max(0, place.offset+place.size-have)]...), nil
+}
+
+// decompress gives the text of the table, of which raw are the bytes.
+func (p tocPlace) decompress(raw []byte) (io.ReadCloser, error) {
+	if !p.zstd {
+		return new(estargz.GzipDecompressor).DecompressTOC(bytes.NewReader(raw))
+	}
+	// The library's own takes as large a window as the table asks for.
+	d, err := zstd.NewReader(bytes.NewReader(raw), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(middleWindow))
+	if err != nil {
+		return nil, err
+	}
+	return d.IOReadCloser(), nil
 }
 
 // checkPlace refuses a place that is not before end.
