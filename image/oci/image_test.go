@@ -324,34 +324,6 @@ func TestZstdDataIsSmaller(t *testing.T) {
 	}
 }
 
-func TestEstimate(t *testing.T) {
-	plain := archive(t, file("a", strings.Repeat("text ", 1<<20)))
-	annotated := layerOf(gzipped(plain), plain)
-	annotated.Annotations = map[string]string{uncompressedBytes: "1000000"}
-	tarred := layerOf(plain, plain)
-	tarred.MediaType = "application/vnd.oci.image.layer.v1.tar"
-	broken := layerOf(gzipped(plain), plain)
-	broken.ReadRange = func(context.Context, int64, int64) (io.ReadCloser, error) { return nil, errors.New("no") }
-	star, _, _ := lazyLayer(t, "estargz", 1<<20, file("a", noise(1<<20)))
-	cases := map[string]struct {
-		layer Layer
-		want  int64
-	}{
-		"gzip":      {layerOf(gzipped(plain), plain), int64(len(plain))},
-		"annotated": {annotated, 1_000_000},
-		"plain":     {tarred, int64(len(plain))},
-		"zstd":      {layerOf(zstded(plain), plain), int64(len(zstded(plain))) * 5 / 2},
-		"estargz":   {star, star.Size * 5 / 2},
-		"broken":    {broken, broken.Size * 5 / 2},
-	}
-	for name, c := range cases {
-		got, err := Estimate(t.Context(), []Layer{c.layer})
-		if low, high := c.want, c.want+c.want/100+100_000; err != nil || got < low || got > high || got%4096 != 0 {
-			t.Errorf("%s: Estimate = %d, %v; want %d to %d", name, got, err, low, high)
-		}
-	}
-}
-
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte(`{"config":{"Env":["A=b","PATH=x","B"],"Entrypoint":["a","b'c"],"Cmd":"x","Labels":{"a":"b"}},"rootfs":{"diff_ids":[]}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -32,12 +32,11 @@ const (
 // Annotations of a layer that pin its table of contents. Newer builders put
 // zstd:chunked's under github.
 const (
-	tocDigest         = estargz.TOCJSONDigestAnnotation
-	chunkedSum        = zstdchunked.ManifestChecksumAnnotation
-	chunkedSumNew     = "io.github.containers.zstd-chunked.manifest-checksum"
-	chunkedPlace      = zstdchunked.ManifestPositionAnnotation
-	chunkedPlaceNew   = "io.github.containers.zstd-chunked.manifest-position"
-	uncompressedBytes = estargz.StoreUncompressedSizeAnnotation
+	tocDigest       = estargz.TOCJSONDigestAnnotation
+	chunkedSum      = zstdchunked.ManifestChecksumAnnotation
+	chunkedSumNew   = "io.github.containers.zstd-chunked.manifest-checksum"
+	chunkedPlace    = zstdchunked.ManifestPositionAnnotation
+	chunkedPlaceNew = "io.github.containers.zstd-chunked.manifest-position"
 )
 
 const (
