@@ -147,7 +147,8 @@ func (f *flattener) inode(e *entry) *squash.Inode {
 		i.Mode |= squash.ModeRegular
 		i.Size, i.Source, i.Offset, i.Blocks = e.size, f.source, e.offset, e.blocks
 	case kindSymlink:
-		i.Mode |= squash.ModeSymlink
+		// Whatever the archive says (Bazel's 0755): Linux makes no others.
+		i.Mode = squash.ModeSymlink | 0o777
 	case kindChar:
 		i.Mode |= squash.ModeChar
 	case kindBlock:

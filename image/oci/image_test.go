@@ -157,7 +157,7 @@ func TestLayoutVersion(t *testing.T) {
 	plain := archive(t, file("a", strings.Repeat("a", 200_000)), file("b", strings.Repeat("\x00", 200_000)), symlink("l", "a"), hardlink("h", "a"))
 	_, _, b := assemble(t, map[string]any{"Cmd": []string{"x"}}, Options{Source: "x"}, layerOf(plain, plain))
 	got := sha(b)
-	if want := map[int]string{201: layoutSum201}[LayoutVersion]; got != want {
+	if want := map[int]string{202: layoutSum202}[LayoutVersion]; got != want {
 		t.Errorf("layout version %d makes %s, not %s", LayoutVersion, got, want)
 	}
 }
@@ -341,5 +341,5 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// layoutSum201 is what TestLayoutVersion expects of version 201.
-const layoutSum201 = "sha256:aaedf1c842f27f9f524c963894e9b3438dcf189a464175d42565340fd28cf32b"
+// layoutSum202 is what TestLayoutVersion expects of version 202.
+const layoutSum202 = "sha256:d8e4f9c30172860d20055a0f77e935d2df758f88813128df11c50e7ed2215695"

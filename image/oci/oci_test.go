@@ -31,8 +31,10 @@ func file(name, body string) member {
 func folder(name string) member {
 	return member{tar.Header{Name: name, Mode: 0o755, Typeflag: tar.TypeDir}, ""}
 }
+
+// symlink has the mode that Bazel gives it.
 func symlink(name, target string) member {
-	return member{tar.Header{Name: name, Linkname: target, Mode: 0o777, Typeflag: tar.TypeSymlink}, ""}
+	return member{tar.Header{Name: name, Linkname: target, Mode: 0o755, Typeflag: tar.TypeSymlink}, ""}
 }
 func hardlink(name, target string) member {
 	return member{tar.Header{Name: name, Linkname: target, Mode: 0o644, Typeflag: tar.TypeLink}, ""}
@@ -184,6 +186,9 @@ func (s scanned) describe(t *testing.T, n *node) map[string]string {
 			line = fmt.Sprintf("file %s %q", line, p)
 		case squash.ModeSymlink:
 			line = "-> " + i.Target
+			if perm := i.Mode &^ squash.ModeType; perm != 0o777 {
+				line += fmt.Sprintf(" %o", perm)
+			}
 		case squash.ModeChar:
 			line = fmt.Sprintf("char %s %d,%d", line, i.Major, i.Minor)
 		case squash.ModeBlock:

@@ -325,8 +325,8 @@ func regular(name string, mode int64, body string) entry {
 	return entry{tar.Header{Name: name, Mode: mode}, body}
 }
 func folder(name string, mode int64) entry { return entry{tar.Header{Name: name, Mode: mode}, ""} }
-func link(name, to string) entry {
-	return entry{tar.Header{Name: name, Linkname: to, Typeflag: tar.TypeSymlink, Mode: 0o777}, ""}
+func link(name, to string) entry { // of the mode that Bazel gives it
+	return entry{tar.Header{Name: name, Linkname: to, Typeflag: tar.TypeSymlink, Mode: 0o755}, ""}
 }
 func hard(name, to string) entry {
 	return entry{tar.Header{Name: name, Linkname: to, Typeflag: tar.TypeLink, Mode: 0o644}, ""}
