@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	iofs "io/fs"
-	"strconv"
 	"strings"
 	"time"
 
@@ -63,13 +62,14 @@ func (s *Store) Changes(ctx context.Context, cursor string, wait time.Duration) 
 	}
 }
 
-// position takes a cursor apart. One that Cursor cannot have made is expired.
+// position takes a cursor apart. One that Cursor cannot have made is expired;
+// whether its token is one of Drive's, whose form is not told, Drive says.
 func (s *Store) position(cursor string) (token, root string, err error) {
-	token, root, ok := strings.Cut(cursor, " ")
-	if _, err := strconv.ParseUint(token, 10, 63); !ok || err != nil {
+	i := strings.LastIndexByte(cursor, ' ')
+	if i <= 0 {
 		return "", "", s.refused("watch", backends.Ref{}, backends.ErrCursorReset, "")
 	}
-	return token, root, nil
+	return cursor[:i], cursor[i+1:], nil
 }
 
 // batch is what has changed, and the position after it.
