@@ -116,7 +116,7 @@ func TestSentBefore(t *testing.T) {
 	theirs := real.mount(t)
 	one, other := imagetest.SIF(t, imagetest.Opts{Seed: 4, ExtraBytes: 40 << 20}), imagetest.SIF(t, imagetest.Opts{Seed: 5, ExtraBytes: 40 << 20})
 	theirs.run("mkdir lab/x && cp %s lab/x/a:1.simg && cp %s lab/x/a:2.simg", one, other)
-	d.run("mkdir lab/x; cp %s lab/x/a:3.simg", one)
+	d.run("cp %s lab/x/a:3.simg", one)
 	f.mu.Lock()
 	sent, fetched := f.taken, f.served
 	f.mu.Unlock()
@@ -143,7 +143,7 @@ func TestRegistryTimes(t *testing.T) {
 	d.run("touch -d 2020-01-01 lab/x/a:1.simg && cp %s lab/x/a:1.simg && test lab/x/a:1.simg -nt %s", two, old)
 	d.run("cp -u %s lab/x/a:1.simg && cmp %s lab/x/a:1.simg", one, two)
 	d.run("rsync -a %s lab/x/a:2.simg && test $(stat -c %%Y lab/x/a:2.simg) = $(stat -c %%Y %[1]s)", one)
-	theirs.run("mkdir lab/x; test $(stat -c %%Y lab/x/a:1.simg) = 0")
+	theirs.run("test $(stat -c %%Y lab/x/a:1.simg) = 0")
 }
 
 // TestRegistryPushResumes: a daemon that is killed in the middle of a push to a
