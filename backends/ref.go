@@ -122,11 +122,11 @@ func ParseObject(name string) (r Ref, ok bool) {
 }
 
 // parseLeaf splits NAME[:TAG][@VERSION]: the tag begins at the first colon,
-// the version at the last "@" behind it, or at "@sha256:", whose colon begins
-// no tag.
+// the version at the last "@" behind it, or at a digest, whose colon begins no
+// tag.
 func parseLeaf(s string) (Ref, bool) {
 	r := Ref{Tag: DefaultTag}
-	at := strings.Index(s, "@sha256:")
+	at := digestAt(s)
 	if at < 0 {
 		colon := max(strings.Index(s, ":"), 0)
 		if i := strings.LastIndex(s[colon:], "@"); i >= 0 {
@@ -145,6 +145,19 @@ func parseLeaf(s string) (Ref, bool) {
 	}
 	r.Name = name
 	return r, r.Name != "" && r.Tag != ""
+}
+
+// digestAt is where the "@" stands of the digest that s ends in (OCI image
+// specification, "Digests"), -1 when it ends in none.
+func digestAt(s string) int {
+	for _, algorithm := range []string{"@sha256:", "@sha512:"} {
+		if i := strings.LastIndex(s, algorithm); i >= 0 {
+			if hex := s[i+len(algorithm):]; hex != "" && strings.Trim(hex, "0123456789abcdef") == "" {
+				return i
+			}
+		}
+	}
+	return -1
 }
 
 // Object is the name NAME:TAG.simg under which stores keep r, with @VERSION

@@ -101,6 +101,8 @@ func FuzzFileNames(f *testing.F) {
 func FuzzParseRef(f *testing.F) {
 	f.Add("pusheen/asaurus:red@02c08a25c8f4697e16e896239e549a2b")
 	f.Add("/a@sha256:b")
+	f.Add("@sha256@0")
+	f.Add("a@sha512:ff@sha256:ab")
 	f.Fuzz(func(t *testing.T, s string) {
 		r, err := ParseRef(s)
 		if err != nil || HasExtension(r.Version) || HasExtension(r.Tag) {
