@@ -69,7 +69,7 @@ func (s *Store) Rename(ctx context.Context, img backends.Image, to backends.Ref)
 			meta.NullFields = append(meta.NullFields, "Properties."+k)
 		}
 	}
-	call := s.svc.Files.Update(img.ID, meta).SupportsAllDrives(true).Context(ctx).Fields(fileFields)
+	call := s.update(img.ID, meta).Context(ctx).Fields(fileFields)
 	if len(f.Parents) == 1 && f.Parents[0] != root {
 		// The name holds the collection; the folder must not say another.
 		call.AddParents(root).RemoveParents(f.Parents[0])
@@ -204,7 +204,7 @@ func (s *Store) Share(ctx context.Context, img backends.Image, email string) (ba
 		}
 		return backends.Share{}, s.fail(ctx, op, img.Ref, err)
 	}
-	f, err := again(ctx, s.svc.Files.Get(img.ID).SupportsAllDrives(true).Context(ctx).Fields("trashed,webViewLink").Do)
+	f, err := again(ctx, s.get(img.ID).Context(ctx).Fields("trashed,webViewLink").Do)
 	if err == nil && f.Trashed {
 		err = iofs.ErrNotExist
 	}

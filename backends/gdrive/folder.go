@@ -114,6 +114,17 @@ func (s *Store) makeRoot(ctx context.Context) (string, error) {
 	return id, err
 }
 
+// get asks for a file and update changes one, in whatever drive it lies: Drive
+// tells who does not announce that they know of shared drives that there is no
+// such file (guide "enable-shareddrives").
+func (s *Store) get(id string) *drive.FilesGetCall {
+	return s.svc.Files.Get(id).SupportsAllDrives(true)
+}
+
+func (s *Store) update(id string, f *drive.File) *drive.FilesUpdateCall {
+	return s.svc.Files.Update(id, f).SupportsAllDrives(true)
+}
+
 // rescue moves a file that went to the bin with the folder it was put into: the
 // root folder was another by then.
 func (s *Store) rescue(ctx context.Context, f *drive.File) (*drive.File, error) {
@@ -124,7 +135,7 @@ func (s *Store) rescue(ctx context.Context, f *drive.File) (*drive.File, error) 
 	if err != nil || slices.Contains(f.Parents, root) {
 		return f, err // it was binned itself
 	}
-	return again(ctx, s.svc.Files.Update(f.Id, &drive.File{}).AddParents(root).RemoveParents(strings.Join(f.Parents, ",")).
+	return again(ctx, s.update(f.Id, &drive.File{}).AddParents(root).RemoveParents(strings.Join(f.Parents, ",")).
 		Context(ctx).Fields(fileFields).Do)
 }
 
@@ -147,7 +158,7 @@ func (s *Store) makeFolder(ctx context.Context, f *drive.File) (string, error) {
 }
 
 func (s *Store) trash(ctx context.Context, id string) error {
-	_, err := again(ctx, s.svc.Files.Update(id, &drive.File{Trashed: true}).SupportsAllDrives(true).Context(ctx).Fields("id").Do)
+	_, err := again(ctx, s.update(id, &drive.File{Trashed: true}).Context(ctx).Fields("id").Do)
 	return err
 }
 
@@ -214,7 +225,7 @@ func (p *place) folder(ctx context.Context, parents []string, depth int) (locate
 	if at, ok := p.known[id]; ok {
 		return at, nil
 	}
-	f, err := again(ctx, p.s.svc.Files.Get(id).Context(ctx).Fields("name,parents,trashed").Do)
+	f, err := again(ctx, p.s.get(id).Context(ctx).Fields("name,parents,trashed").Do)
 	if gone(err) {
 		p.known[id] = located{}
 		return located{}, nil

@@ -313,7 +313,7 @@ func (s *Store) Find(ctx context.Context, id string) (backends.Image, error) {
 
 // file asks for a file. One in the bin is fs.ErrNotExist.
 func (s *Store) file(ctx context.Context, id string) (*drive.File, error) {
-	f, err := again(ctx, s.svc.Files.Get(id).SupportsAllDrives(true).Context(ctx).Fields(fileFields).Do)
+	f, err := again(ctx, s.get(id).Context(ctx).Fields(fileFields).Do)
 	if gone(err) || err == nil && f.Trashed {
 		return nil, iofs.ErrNotExist
 	}

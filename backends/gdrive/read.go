@@ -104,7 +104,7 @@ func (s *Store) openRevision(ctx context.Context, img backends.Image, sp span) (
 // openHead asks for the file's content and makes sure that it is of img's
 // revision. It fails with ErrStale when it is not, or when there is no file.
 func (s *Store) openHead(ctx context.Context, img backends.Image, sp span) (io.ReadCloser, error) {
-	call := s.svc.Files.Get(img.ID).SupportsAllDrives(true).Context(ctx)
+	call := s.get(img.ID).Context(ctx)
 	call.Header().Set("Range", sp.header())
 	resp, err := call.Download()
 	switch {
@@ -113,7 +113,7 @@ func (s *Store) openHead(ctx context.Context, img backends.Image, sp span) (io.R
 	case err != nil:
 		return nil, err
 	}
-	f, err := again(ctx, s.svc.Files.Get(img.ID).SupportsAllDrives(true).Context(ctx).Fields("headRevisionId,md5Checksum").Do)
+	f, err := again(ctx, s.get(img.ID).Context(ctx).Fields("headRevisionId,md5Checksum").Do)
 	if err == nil && or(f.HeadRevisionId, f.Md5Checksum) == img.Revision {
 		return sp.check(resp)
 	}

@@ -419,7 +419,7 @@ func (u *upload) image(f *drive.File) backends.Image {
 func (s *Store) patch(ctx context.Context, f, meta *drive.File) (*drive.File, error) {
 	changed := *meta
 	changed.MimeType = ""
-	return again(ctx, s.svc.Files.Update(f.Id, &changed).Context(ctx).Fields(fileFields).Do)
+	return again(ctx, s.update(f.Id, &changed).Context(ctx).Fields(fileFields).Do)
 }
 
 // takeBack undoes an upload whose content turned out to be wrong.
