@@ -166,20 +166,21 @@ func (s *Store) Tags(ctx context.Context, collection, name string) ([]string, er
 // nextPage is the form of a Link header to a further page (RFC 8288).
 var nextPage = regexp.MustCompile(`<([^>]+)>\s*;[^,]*\brel="?next"?`)
 
-// names yields the pages of a list of names, of those after last where that is
-// not empty and the registry heeds it.
+// names yields the pages of a list of names; where last is not empty, small ones
+// of what comes after it, if the registry heeds that.
 func (s *Store) names(ctx context.Context, n session, path, last string) iter.Seq2[[]string, error] {
 	return func(yield func([]string, error) bool) {
-		at := fmt.Sprintf("%s/v2/%s?n=%d", s.base, path, pageSize)
+		all, size := s.base+"/v2/"+path+"?", pageSize
 		if last != "" {
-			at = fmt.Sprintf("%s/v2/%s?n=%d&last=%s", s.base, path, nextFew, url.QueryEscape(last))
+			all, size = all+"last="+url.QueryEscape(last)+"&", nextFew
 		}
+		at := fmt.Sprintf("%sn=%d", all, size)
 		for seen := map[string]bool{}; !seen[at]; {
 			seen[at] = true
 			resp, body, err := s.get(ctx, call{session: n, method: http.MethodGet, url: at}, maxPage)
 			if statusOf(err) == http.StatusBadRequest && len(seen) == 1 {
 				// It gives fewer at once; how many is then its own choice.
-				at = s.base + "/v2/" + path
+				at = all[:len(all)-1]
 				resp, body, err = s.get(ctx, call{session: n, method: http.MethodGet, url: at}, maxPage)
 			}
 			var page struct {
