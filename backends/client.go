@@ -105,10 +105,14 @@ func (s Settings) Lookup(names ...string) string {
 	return ""
 }
 
-// Bool reports whether the first of the variables names that is set means yes:
-// yes, y, true, t, on or 1, in any case.
+// Bool reports whether the first of the variables names that is set means yes.
 func (s Settings) Bool(names ...string) bool {
-	switch strings.ToLower(s.Lookup(names...)) {
+	return IsYes(s.Lookup(names...))
+}
+
+// IsYes reports whether s is a yes: yes, y, true, t, on or 1, in any case.
+func IsYes(s string) bool {
+	switch strings.ToLower(s) {
 	case "yes", "y", "true", "t", "on", "1":
 		return true
 	}

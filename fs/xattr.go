@@ -282,7 +282,7 @@ func (n *fileNode) Setxattr(ctx context.Context, attr string, data []byte, flags
 	}
 	if key, ours := strings.CutPrefix(attr, ourSpace); ours {
 		if key == "pin" {
-			on, err := isYes(string(data))
+			on, err := pinned(string(data))
 			if err != nil {
 				return n.tree.fail("pin", n.path(), err)
 			}
@@ -313,15 +313,18 @@ const (
 	xattrReplace = 2 // XATTR_REPLACE
 )
 
-// isYes reads an answer; EINVAL for one that is neither yes nor no.
-func isYes(s string) (bool, error) {
-	switch strings.ToLower(strings.TrimSpace(s)) {
+// pinned reads the value of the attribute pin; EINVAL for one that is neither yes
+// nor no.
+func pinned(value string) (bool, error) {
+	value = strings.TrimSpace(value)
+	switch strings.ToLower(value) {
 	case "", "0", "no", "n", "false", "f", "off":
 		return false, nil
-	case "1", "yes", "y", "true", "t", "on":
-		return true, nil
 	}
-	return false, fmt.Errorf("%q is neither 1 nor 0: %w", s, syscall.EINVAL)
+	if !backends.IsYes(value) {
+		return false, fmt.Errorf("%q is neither 1 nor 0: %w", value, syscall.EINVAL)
+	}
+	return true, nil
 }
 
 func (n *fileNode) Removexattr(ctx context.Context, attr string) syscall.Errno {
