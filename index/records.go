@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/sregfs/sregfs/backends"
 )
@@ -221,24 +220,16 @@ func (r *records) failed(op string, err error) error {
 		return nil
 	}
 	file, _ := r.file()
-	hint := "set SREGISTRY_DATABASE to another place, or SREGISTRY_DISABLE=true to go without records"
-	switch code(err) {
-	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+	const elsewhere = "set SREGISTRY_DATABASE to another place, or SREGISTRY_DISABLE=true to go without records"
+	hint := hintFor(err, elsewhere)
+	switch {
+	case hint != "":
+	case damaged(err):
 		hint = "move it away or restore it from a backup; nothing has been written to it"
-	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
-		hint = "another program holds it locked; end that, or try again"
-	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM:
-		hint = "make the file and its folder writable, or " + hint
-	case sqlite3.SQLITE_CANTOPEN:
-		hint = "check that the folder exists and may be written to, or " + hint
-	case sqlite3.SQLITE_FULL:
-		hint = "free some space on its disk"
-	default:
-		if errors.Is(err, errForeign) {
-			hint = "it is another program's; " + hint
-		} else if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-			hint = ""
-		}
+	case errors.Is(err, errForeign):
+		hint = "it is another program's; " + elsewhere
+	case !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded):
+		hint = elsewhere
 	}
 	return &backends.Error{Op: op + " " + file, Err: fmt.Errorf("%w: %w", ErrRecords, err), Hint: hint}
 }

@@ -71,22 +71,25 @@ func openState(ctx context.Context, file string, log *slog.Logger) (*state, erro
 		st, err = openStateFile(ctx, file, log)
 	}
 	if err != nil {
-		return nil, &backends.Error{Op: "state file " + file, Err: err, Hint: stateHint(err)}
+		return nil, &backends.Error{Op: "state file " + file, Err: err, Hint: hintFor(err, "set another cache folder with --cache-dir")}
 	}
 	return st, nil
 }
 
-// stateHint says what a user can do about a state file that cannot be opened.
-func stateHint(err error) string {
+// hintFor says what a user can do about a file that SQLite cannot use, "" where the
+// kind of the error tells nothing; elsewhere is how to have it in another place.
+func hintFor(err error, elsewhere string) string {
 	switch code(err) {
-	case sqlite3.SQLITE_FULL:
-		return "free some space on its disk, or set another cache folder with --cache-dir"
-	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN:
-		return "make the file and its folder writable, or set another cache folder with --cache-dir"
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
 		return "another program holds it locked; end that, or try again"
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM:
+		return "make the file and its folder writable, or " + elsewhere
+	case sqlite3.SQLITE_CANTOPEN:
+		return "check that the folder exists and may be written to, or " + elsewhere
+	case sqlite3.SQLITE_FULL:
+		return "free some space on its disk, or " + elsewhere
 	case sqlite3.SQLITE_IOERR:
-		return "its disk fails, or is full; set another cache folder with --cache-dir if need be"
+		return "its disk fails, or is full: free some space, or " + elsewhere
 	}
 	return ""
 }
