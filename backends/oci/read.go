@@ -138,11 +138,11 @@ func contentRange(header string, off, n int64) (int64, error) {
 	if !ok {
 		return 0, fmt.Errorf("%w: asked for %d bytes from %d, the answer has another range", backends.ErrUnreachable, n, off)
 	}
-	size, err := strconv.ParseInt(rest, 10, 64)
+	size, err := strconv.ParseUint(rest, 10, 63)
 	if err != nil {
-		return -1, nil
+		return -1, nil // "*", or nothing that is a size
 	}
-	return size, nil
+	return int64(size), nil
 }
 
 // ranged is a blob's body, of which left bytes count after the first skip.
