@@ -8,8 +8,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/sregfs/sregfs/test/bubble"
 )
 
 // crashWorld is what exists outside of the cache: the true contents.
@@ -110,7 +111,7 @@ var (
 )
 
 func crashOnce(t *testing.T, world *crashWorld, seed uint64, kill int) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, uint64(kill)))
 		d := newMemDisk()
 		options := Options{Log: quiet(), Limit: 350_000}
@@ -167,7 +168,7 @@ func TestSurvivesCrash(t *testing.T) {
 }
 
 func survive(t *testing.T, seed uint64) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		data := content(1<<20, 1)
 		d := newMemDisk()
 		c, err := open(d, Options{Log: quiet()})

@@ -12,12 +12,14 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sregfs/sregfs/test/bubble"
 )
 
 // inBubble runs do in virtual time with a cache on a disk in memory.
 func inBubble(t *testing.T, o Options, do func(t *testing.T, c *Cache, d *memDisk)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		if o.Log == nil {
 			o.Log = quiet()
 		}

@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/sregfs/sregfs/test/bubble"
 )
 
 // The tests in this file run in synctest's virtual time: a link's round trip
@@ -26,7 +27,7 @@ func download(n int, rtt time.Duration, rate float64) time.Duration {
 func onLink(t *testing.T, n int, rtt time.Duration, rate float64, o Options, do func(t *testing.T, o *Object, src *source)) {
 	t.Helper()
 	dir, data := t.TempDir(), content(n, 7)
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		src := &source{data: data, rtt: rtt, pipe: &pipe{rate: rate}}
 		c := openCache(t, dir, o)
 		obj := openObject(t, c, Spec{Key: "k", Size: int64(n), Sum: sha(data), Fetcher: src})
@@ -237,7 +238,7 @@ func TestCopy(t *testing.T) {
 func TestExtent(t *testing.T) {
 	const n, file, step = 32 << 20, 4 << 20, 128 << 10
 	dir, data := t.TempDir(), content(n, 7)
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		src := &source{data: data, rtt: 20 * time.Millisecond, pipe: &pipe{rate: gbit1}}
 		c := openCache(t, dir, Options{})
 		o := openObject(t, c, Spec{Key: "k", Size: n, Fetcher: src,

@@ -2,14 +2,15 @@ package fs
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/sregfs/sregfs/test/bubble"
 )
 
 // TestActs: whoever waits goes on a moment after the last of several requests
 // has ended, not before, and not when another one has begun meanwhile.
 func TestActs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var a acts
 		if !a.calm() || !a.waitCalm(nil) {
 			t.Fatal("not calm with nothing")
@@ -41,7 +42,7 @@ func TestActs(t *testing.T) {
 // TestActsInConstantUse: a directory that is never calm is not waited for for
 // ever, and the end of the tree ends the wait.
 func TestActsInConstantUse(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var a acts
 		stop := make(chan struct{})
 		go func() {

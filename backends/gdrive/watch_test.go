@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"google.golang.org/api/drive/v3"
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/gdrive/gdrivetest"
+	"github.com/sregfs/sregfs/test/bubble"
 )
 
 // told are the changes since a cursor, as "+REF", "+COLLECTION/" and "-ID".
@@ -187,7 +187,7 @@ func TestChangesPages(t *testing.T) {
 
 // TestPauseEnds: a wait between two tries of a part ends with its context.
 func TestPauseEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
 		begin := time.Now()

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/test/bubble"
 )
 
 type transport func(*http.Request) (*http.Response, error)
@@ -151,7 +152,7 @@ func TestOutcomes(t *testing.T) {
 		"no replay: reset":            {steps: repeat(9, fails(reset)), noReplay: true, err: backends.ErrUnreachable, tries: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				s := newScript(c.steps...)
 				p := New(s, Options{})
 				ctx := t.Context()
@@ -203,7 +204,7 @@ func TestOutcomes(t *testing.T) {
 // TestPauseIsForTheWholeAccount: while one request has been told to wait,
 // no other goes out, and then demand goes before background.
 func TestPauseIsForTheWholeAccount(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := newScript(status(429, "Retry-After: 20"))
 		p := New(s, Options{Concurrency: 1})
 		var wg sync.WaitGroup
@@ -242,7 +243,7 @@ func TestPauseIsForTheWholeAccount(t *testing.T) {
 // TestALongerPauseReachesWhoWaits: whoever is already waiting fails when a
 // pause outgrows its ceiling.
 func TestALongerPauseReachesWhoWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		g := newGate(1)
 		g.pause(10 * time.Second)
 		got := make(chan error)
@@ -272,7 +273,7 @@ func TestEveryWaitEnds(t *testing.T) {
 		"no network": {fails(dial), dial},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				p := New(newScript(repeat(9, c.step)...), Options{})
 				begin := time.Now()
 				ctx, cancel := context.WithCancel(t.Context())
@@ -300,7 +301,7 @@ func TestEveryWaitEnds(t *testing.T) {
 // TestNoAnswer: many want something of a host that does not answer. It is asked
 // seldom, each of them learns why, and once it is back all get what they wanted.
 func TestNoAnswer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		back, asked, others := false, 0, 0
 		p := New(transport(func(r *http.Request) (*http.Response, error) {
@@ -374,7 +375,7 @@ func TestNoAnswer(t *testing.T) {
 // TestCutOffUploads: a host that answers reads and cuts uploads off is knocked at
 // with uploads alone.
 func TestCutOffUploads(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := New(transport(func(r *http.Request) (*http.Response, error) {
 			time.Sleep(10 * time.Millisecond)
 			if r.Body != nil {
@@ -414,7 +415,7 @@ func (unreadable) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
 // TestUnreadableBody: that a request cannot be read is not its host's fault.
 func TestUnreadableBody(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := New(transport(func(r *http.Request) (*http.Response, error) {
 			if _, err := io.ReadAll(r.Body); err != nil {
 				return nil, err
@@ -458,7 +459,7 @@ func TestBodyIsClosedThoughNothingWasSent(t *testing.T) {
 // before background, a slot is kept free of background, and long polls need
 // none.
 func TestSlots(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := New(newScript(), Options{Concurrency: 2})
 		get := func(ctx context.Context) <-chan *http.Response {
 			ch := make(chan *http.Response, 1)
@@ -509,7 +510,7 @@ func TestSlots(t *testing.T) {
 }
 
 func TestWatchdog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var pw *io.PipeWriter
 		p := New(transport(func(r *http.Request) (*http.Response, error) {
 			var pr *io.PipeReader
@@ -560,7 +561,7 @@ func TestWatchdog(t *testing.T) {
 // TestSlowUploadIsNotSilence: a request's body that is being taken, however
 // slowly, keeps the watchdog away.
 func TestSlowUploadIsNotSilence(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := New(transport(func(r *http.Request) (*http.Response, error) {
 			buf := make([]byte, 1)
 			for {
@@ -581,7 +582,7 @@ func TestSlowUploadIsNotSilence(t *testing.T) {
 }
 
 func TestClassify(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const contended = "too_many_write_operations: a body that is longer than what is looked at"
 		s := newScript(
 			func(r *http.Request) (*http.Response, error) { return reply(r, 429, "", contended), nil },
@@ -635,7 +636,7 @@ func TestRetryAfter(t *testing.T) {
 
 // TestManyAtOnce keeps to the limit with a crowd, some of whom give up.
 func TestManyAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		now, most := 0, 0
 		p := New(transport(func(r *http.Request) (*http.Response, error) {

@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"net/http"
 	"testing"
-	"testing/synctest"
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/backendtest"
+	"github.com/sregfs/sregfs/test/bubble"
 )
 
 // tokenless is a store that waits for a token, which is asked for at host ("":
@@ -43,7 +43,7 @@ func (refusing) RoundTrip(req *http.Request) (*http.Response, error) {
 // TestDoctorUnreachable: the doctor says what is the matter with a service, not
 // that time has run out, and takes nothing for it that another client met.
 func TestDoctorUnreachable(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		heard := &talk{next: refusing{}}
 		for _, c := range []struct{ host, want string }{
 			{"a.example", "a.example: connection refused"},

@@ -9,6 +9,7 @@ import (
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/backendtest"
 	"github.com/sregfs/sregfs/image/imagetest"
+	"github.com/sregfs/sregfs/test/bubble"
 )
 
 // touch opens img and reads one byte at each of the offsets.
@@ -66,7 +67,7 @@ func TestTablesComeWithTheFirstByte(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store, counter := backendtest.Counting(backendtest.Memory())
 		cat := open(t, t.TempDir(), map[string]backends.Store{"mem": store})
 		cl := cat.Client("mem")
