@@ -203,7 +203,7 @@ func (p *Pacer) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}()
 
-	var gave *Error // for what the last try met
+	var gave *Error // for what the last try met, this request's or another's to the host
 	ended := func() error {
 		if gave == nil || ctx.Err() != context.DeadlineExceeded {
 			return ctx.Err()
@@ -212,16 +212,18 @@ func (p *Pacer) RoundTrip(req *http.Request) (*http.Response, error) {
 		return gave
 	}
 	for try := 1; ; try++ {
-		left, err := p.reach.enter(ctx, target{req.URL.Host, m.class}, budget)
-		if err != nil {
-			gave = &Error{Kind: backends.ErrUnreachable, Tries: try - 1, Err: err}
+		left, met, ok := p.reach.enter(ctx, target{req.URL.Host, m.class}, budget)
+		if met != nil {
+			gave = &Error{Kind: backends.ErrUnreachable, Tries: try - 1, Err: met}
+		}
+		if !ok {
 			if ctx.Err() != nil {
 				return nil, ended()
 			}
 			p.gaveUp.Add(1)
 			return nil, gave
 		}
-		left, err = p.gate.enter(ctx, m.class, left)
+		left, err := p.gate.enter(ctx, m.class, left)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil, ended()

@@ -372,6 +372,47 @@ func TestNoAnswer(t *testing.T) {
 	})
 }
 
+// TestKnockAtTheEnd: whose time runs out at the moment of a knock leaves it to the
+// next, and whose time runs out while knocking learns what others have met.
+func TestKnockAtTheEnd(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		down, hangs := true, false
+		p := New(transport(func(r *http.Request) (*http.Response, error) {
+			switch {
+			case hangs:
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			case down:
+				return nil, dial
+			}
+			return reply(r, 200, "", "ok"), nil
+		}), Options{})
+		for range deafAfter {
+			if _, _, err := do(p, request(WithCeiling(t.Context(), 0), "")); !errors.Is(err, dial) {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(maxKnock)
+
+		over, cancel := context.WithDeadline(t.Context(), time.Now())
+		defer cancel()
+		if _, met, ok := p.reach.enter(over, target{"service.test", demand}, time.Minute); ok || met != dial {
+			t.Errorf("without time left: %v, may knock: %v", met, ok)
+		}
+		hangs = true
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, _, err := do(p, request(short, "")); !errors.Is(err, dial) {
+			t.Errorf("a knock without an answer in time: %v", err)
+		}
+		down, hangs = false, false
+		time.Sleep(maxKnock)
+		if _, _, err := do(p, request(t.Context(), "")); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestCutOffUploads: a host that answers reads and cuts uploads off is knocked at
 // with uploads alone.
 func TestCutOffUploads(t *testing.T) {

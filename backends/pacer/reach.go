@@ -42,28 +42,30 @@ type deafness struct {
 	over  chan struct{} // closed when it answers
 }
 
-// enter waits until a request may be sent. It returns what is left of
-// budget, the time that the wait may take. When that does not suffice, or ctx
-// ends, it fails with what the host's last request met.
-func (r *reach) enter(ctx context.Context, to target, budget time.Duration) (time.Duration, error) {
+// enter waits until a request may be sent. It returns what is left of budget, the
+// time that the wait may take, and what the last request to the host met if that does
+// not answer. The request may not be sent, not ok, when budget does not suffice or
+// ctx has ended before the host answered.
+func (r *reach) enter(ctx context.Context, to target, budget time.Duration) (left time.Duration, met error, ok bool) {
 	for {
 		r.mu.Lock()
 		d := r.deaf[to]
 		if d == nil || d.tries < deafAfter {
 			r.mu.Unlock()
-			return budget, nil
+			return budget, nil, true
 		}
 		now := time.Now()
 		wait := d.next.Sub(now)
-		if wait <= 0 {
+		met, over := d.err, d.over
+		// A knock falls to whoever can still make it.
+		if wait <= 0 && ctx.Err() == nil {
 			d.next = now.Add(min(to.class.knock(), maxKnock>>2<<(d.tries-deafAfter)))
 			r.mu.Unlock()
-			return budget, nil
+			return budget, met, true
 		}
-		met, over := d.err, d.over
 		r.mu.Unlock()
-		if wait > budget {
-			return 0, met
+		if wait > budget || ctx.Err() != nil {
+			return 0, met, false
 		}
 		knock := time.NewTimer(wait)
 		select {
@@ -71,7 +73,7 @@ func (r *reach) enter(ctx context.Context, to target, budget time.Duration) (tim
 		case <-over:
 		case <-ctx.Done():
 			knock.Stop()
-			return 0, met
+			return 0, met, false
 		}
 		knock.Stop()
 		budget -= time.Since(now)
