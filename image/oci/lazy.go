@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -333,7 +334,8 @@ func (z *Lazy) fetch(ctx context.Context, u int, mine []*inflated) {
 			err = io.ErrUnexpectedEOF
 		}
 		if err == nil {
-			h.data, h.err = z.inflate(unit, raw)
+			h.data, h.err = z.inflate(ctx, unit, raw)
+			h.givenUp = h.err != nil && ctx.Err() != nil
 		} else {
 			h.err, h.givenUp = fmt.Errorf("reading %d bytes at %d: %w", n, off, err), ctx.Err() != nil
 		}
@@ -367,15 +369,15 @@ func (h *inflated) bytes() (n int64) {
 	return n
 }
 
-// Decompressors are costly to make for a file of some kilobytes.
+// Decompressors are costly to make for a file of some kilobytes. Those for zstd
+// take windows up to commonWindow.
 var (
 	gzipPool sync.Pool // *gzip.Reader
 	zstdPool sync.Pool // *zstd.Decoder
 )
 
 // inflate decompresses a unit and checks its chunks.
-func (z *Lazy) inflate(u unit, raw []byte) (map[int][]byte, error) {
-	var r io.Reader
+func (z *Lazy) inflate(ctx context.Context, u unit, raw []byte) (map[int][]byte, error) {
 	if bytes.HasPrefix(raw, []byte{0x1f, 0x8b}) {
 		g, _ := gzipPool.Get().(*gzip.Reader)
 		if g == nil {
@@ -385,21 +387,36 @@ func (z *Lazy) inflate(u unit, raw []byte) (map[int][]byte, error) {
 			return nil, decompressError(err)
 		}
 		defer gzipPool.Put(g)
-		r = g
-	} else {
-		d, _ := zstdPool.Get().(*zstd.Decoder)
-		if d == nil {
-			var err error
-			if d, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxUnit)); err != nil {
-				return nil, err
-			}
-		}
-		if err := d.Reset(bytes.NewReader(raw)); err != nil {
-			return nil, decompressError(err)
-		}
-		defer zstdPool.Put(d)
-		r = d
+		return z.cut(u, g)
 	}
+	d, _ := zstdPool.Get().(*zstd.Decoder)
+	if d == nil {
+		var err error
+		if d, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(commonWindow)); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.Reset(bytes.NewReader(raw)); err != nil {
+		return nil, decompressError(err)
+	}
+	defer zstdPool.Put(d)
+	data, err := z.cut(u, d)
+	if !errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		return data, err
+	}
+	large, err := newZstd(ctx, bufio.NewReader(bytes.NewReader(raw)))
+	if err != nil {
+		return nil, err
+	}
+	defer large.Close()
+	if data, err = z.cut(u, large); err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // while it waited for room
+	}
+	return data, err
+}
+
+// cut takes a unit's chunks out of what it was inflated to.
+func (z *Lazy) cut(u unit, r io.Reader) (map[int][]byte, error) {
 	out := make(map[int][]byte, len(u.chunks))
 	at := int64(0)
 	for _, i := range u.chunks {

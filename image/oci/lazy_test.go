@@ -426,6 +426,34 @@ func TestTOCWindow(t *testing.T) {
 	}
 }
 
+// TestLazyWindow: a file's stream with a large window waits for its share of what
+// there is for all.
+func TestLazyWindow(t *testing.T) {
+	text := []byte("some file's content")
+	block := len(text)<<3 | 1                                   // the last one, stored
+	raw := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, (24 - 10) << 3, // a frame with a window of 2^24 bytes
+		byte(block), byte(block >> 8), byte(block >> 16)}
+	raw = append(raw, text...)
+	z := &Lazy{chunks: []lazyChunk{{chunk: chunk{size: int64(len(text)), sum: sha256.Sum256(text)}}}}
+	u := unit{end: int64(len(raw)), chunks: []int{0}}
+	if err := windows.Acquire(t.Context(), largestWindow-middleWindow+1); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if got, err := z.inflate(ctx, u, raw); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without room: %v, %v, want to wait", got, err)
+	}
+	windows.Release(largestWindow - middleWindow + 1)
+	if got, err := z.inflate(t.Context(), u, raw); err != nil || !bytes.Equal(got[0], text) {
+		t.Errorf("with room: %v, %v", got, err)
+	}
+	if !windows.TryAcquire(largestWindow) {
+		t.Fatal("room was not given back")
+	}
+	windows.Release(largestWindow)
+}
+
 // letters never ends.
 type letters struct{}
 
