@@ -144,6 +144,10 @@ func (t *Tree) Wait() {
 // itself, and those that it asks the daemon for.
 func (t *Tree) Opens() (kernel, daemon int64) { return t.passed.Load(), t.served.Load() }
 
+// Device is the device number of the tree's files (st_dev of stat(2)), 0 where it
+// could not be told.
+func (t *Tree) Device() uint64 { return t.dev }
+
 // Unmount takes the tree down. It fails while a file in it is open.
 func (t *Tree) Unmount() error { return t.server.Unmount() }
 

@@ -8,12 +8,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/all"
 	"github.com/sregfs/sregfs/fs/catalog"
 	"github.com/sregfs/sregfs/fs/control"
+	"github.com/sregfs/sregfs/index"
 )
 
 // mountPath finds the path in a mount that a user named an image by, with links
@@ -64,60 +69,107 @@ func (e *environment) joinMount(ctx context.Context) (st control.Status) {
 	if st, err = d.Status(ctx); err != nil {
 		return control.Status{}
 	}
-	known := map[string]string{}
-	maps.Copy(known, st.Registries)
-	maps.Copy(known, e.Registry)
-	e.Registry = known
+	e.Registry = withRegistries(st.Registries, e.Registry)
 	return st
 }
 
-// target is what a user named an image by, a path in a mount or a URI. The client
-// of a URI that names none is SREGISTRY_CLIENT or "".
-func (e *environment) target(arg string) (client string, ref backends.Ref, err error) {
-	abs, mount, err := mountPath(arg)
-	if err != nil {
-		return "", ref, err
+// withRegistries are a mount's registries and those that a command was given, which
+// go before.
+func withRegistries(mount, given map[string]string) map[string]string {
+	known := map[string]string{}
+	maps.Copy(known, mount)
+	maps.Copy(known, given)
+	return known
+}
+
+// target is the image that a user named.
+type target struct {
+	client string // "" where that is left open
+	ref    backends.Ref
+	path   string // in the tree, "" for what was named by a URI
+	mount  string // that path lies in
+}
+
+// target reads what a user named an image by, a path in a mount or a URI. The
+// client of a URI that names none is SREGISTRY_CLIENT or "".
+func (e *environment) target(arg string) (t target, err error) {
+	if t.path, t.mount, err = mountPath(arg); err != nil {
+		return t, err
 	}
-	if mount != "" {
+	if t.mount != "" {
 		var ok bool
-		if client, ref, ok = inTree(strings.TrimPrefix(abs, mount+"/")); !ok {
-			return "", ref, fmt.Errorf("%s is not an image of the tree; name it as MOUNT/CLIENT/COLLECTION/IMAGE:TAG.simg", arg)
+		if t.client, t.ref, ok = inTree(strings.TrimPrefix(t.path, t.mount+"/")); !ok {
+			return t, fmt.Errorf("%s is not an image of the tree; name it as MOUNT/CLIENT/COLLECTION/IMAGE:TAG.simg", arg)
 		}
-		return client, ref, nil
+		return t, nil
 	}
-	if client, ref, err = backends.ParseURI(arg); err != nil {
-		return "", ref, err
+	t.path = ""
+	if t.client, t.ref, err = backends.ParseURI(arg); err != nil {
+		return t, err
 	}
-	if client == "" {
-		client = getenv("SREGISTRY_CLIENT")
+	if t.client == "" {
+		t.client = getenv("SREGISTRY_CLIENT")
 	}
 	known, err := all.Clients(e.Registry)
 	if err != nil {
-		return "", ref, err
+		return t, err
 	}
-	if c, ok := all.Lookup(known, client); ok {
-		client = c.Name
+	if c, ok := all.Lookup(known, t.client); ok {
+		t.client = c.Name
 	}
-	return client, ref, nil
+	return t, nil
 }
 
-// resolve finds the image that a user named, without a daemon.
-func (e *environment) resolve(ctx context.Context, arg string) (*catalog.Client, backends.Image, closer, error) {
-	e.joinMount(ctx)
-	client, ref, err := e.target(arg)
+// ofWanted returns a function that tells whether a client, named as it is shown or
+// as records have it, is one that --client names.
+func (e *environment) ofWanted() (func(client string) bool, error) {
+	known, err := all.Clients(e.Registry)
 	if err != nil {
-		return nil, backends.Image{}, nil, err
+		return nil, err
 	}
-	cat, _, done, err := e.openCatalog(ctx, false, false)
+	wanted, err := e.wanted(known)
 	if err != nil {
-		return nil, backends.Image{}, nil, err
+		return nil, err
 	}
-	cl, img, err := cat.Resolve(ctx, client, ref)
-	if err != nil {
-		done.Close()
-		return nil, img, nil, err
+	return func(client string) bool {
+		return slices.ContainsFunc(wanted, func(c backends.Client) bool { return client == c.Name || client == c.RecordName })
+	}, nil
+}
+
+// daemon is whoever has to do what is done with t: for a path the daemon of its
+// mount, which alone knows what is shown there; it may have other settings than
+// this command, and its mount another cache: then that is an error. For a URI it is
+// the daemon of this command's own cache, nil without one.
+func (e *environment) daemon(ctx context.Context, t target) (*control.Client, error) {
+	d, err := control.Dial(ctx, e.cacheDir())
+	if t.mount == "" {
+		if err != nil {
+			return nil, nil
+		}
+		return d, nil
 	}
-	return cl, img, done, nil
+	if err == nil {
+		st, err := d.Status(ctx)
+		if err != nil {
+			return nil, err
+		}
+		var root unix.Stat_t
+		if err := unix.Stat(t.mount, &root); err == nil && root.Dev == st.Device {
+			return d, nil
+		}
+	}
+	return nil, fmt.Errorf("%s is not the mount that has its cache in %s; name the right cache with --cache-dir, or have the mount's owner run this", t.mount, e.cacheDir())
+}
+
+// openFor opens the clients that t may be an image of, without its bytes. How
+// others are set up must not matter.
+func (e *environment) openFor(ctx context.Context, t target) (*catalog.Catalog, closer, error) {
+	only := *e
+	if t.client != "" && len(e.Client) == 0 {
+		only.Client = []string{t.client}
+	}
+	cat, _, done, err := only.openCatalog(ctx, false, false)
+	return cat, done, err
 }
 
 type shareCmd struct {
@@ -135,27 +187,46 @@ func (c *shareCmd) Run(ctx context.Context, e *environment) error {
 			return errors.New("the address after --email is empty; to share by link leave --email out")
 		}
 	}
-	cl, img, done, err := e.resolve(ctx, c.Image)
+	e.joinMount(ctx)
+	t, err := e.target(c.Image)
 	if err != nil {
 		return err
 	}
-	defer done.Close()
-	share, err := cl.Share(ctx, img, email)
+	shared, err := e.share(ctx, t, email)
 	if err != nil {
 		return err
 	}
 	if !c.Quiet {
-		fmt.Fprintln(e.stdout, plain(img.Ref.Latest().String()))
+		fmt.Fprintln(e.stdout, plain(shared.Ref.Latest().String()))
 	}
 	switch {
 	case email != "" && !c.Quiet:
-		fmt.Fprintf(e.stdout, "Share to %s complete: %s!\n", email, plain(share.ID))
-	case share.URL != "":
-		fmt.Fprintln(e.stdout, share.URL)
+		fmt.Fprintf(e.stdout, "Share to %s complete: %s!\n", email, plain(shared.Share.ID))
+	case shared.Share.URL != "":
+		fmt.Fprintln(e.stdout, shared.Share.URL)
 	default:
-		fmt.Fprintln(e.stdout, share.ID)
+		fmt.Fprintln(e.stdout, shared.Share.ID)
 	}
 	return nil
+}
+
+// share shares what a path shows with the account of its mount, and what a URI
+// names with the one that this command is set to.
+func (e *environment) share(ctx context.Context, t target, email string) (control.Shared, error) {
+	request := control.ShareRequest{Client: t.client, Ref: t.ref, Email: email}
+	if t.mount != "" {
+		d, err := e.daemon(ctx, t)
+		if err != nil {
+			return control.Shared{}, err
+		}
+		return d.Share(ctx, request)
+	}
+	cat, done, err := e.openFor(ctx, t)
+	if err != nil {
+		return control.Shared{}, err
+	}
+	defer done.Close()
+	return control.Share(ctx, cat, request)
 }
 
 type imagesCmd struct {
@@ -173,6 +244,14 @@ func (c *imagesCmd) Run(ctx context.Context, e *environment) error {
 	records, err := x.Records(ctx, c.Query)
 	if err != nil {
 		return err
+	}
+	if len(e.Client) > 0 {
+		e.joinMount(ctx)
+		of, err := e.ofWanted()
+		if err != nil {
+			return err
+		}
+		records = slices.DeleteFunc(records, func(r index.Record) bool { return !of(r.Client) })
 	}
 	if !c.Quiet {
 		fmt.Fprintln(e.stdout, "Containers:   [date]   [location]  [client]\t[uri]")
@@ -199,33 +278,33 @@ type getCmd struct {
 // the image is. A path in a mount, which may be another user's, is printed
 // whole when there is an image.
 func (c *getCmd) Run(ctx context.Context, e *environment) error {
-	abs, mount, err := mountPath(c.Image)
+	running := e.joinMount(ctx)
+	t, err := e.target(c.Image)
 	if err != nil {
 		return err
 	}
-	if mount != "" {
-		if _, _, err := e.target(c.Image); err != nil {
+	if t.mount != "" {
+		if _, err := os.Stat(t.path); err != nil {
 			return err
 		}
-		if _, err := os.Stat(abs); err != nil {
-			return err
-		}
-		fmt.Fprintln(e.stdout, abs)
+		fmt.Fprintln(e.stdout, t.path)
 		return nil
 	}
-	cl, img, done, err := e.resolve(ctx, c.Image)
+	cat, done, err := e.openFor(ctx, t)
 	if err != nil {
 		return err
 	}
 	defer done.Close()
+	cl, img, err := cat.Resolve(ctx, t.client, t.ref)
+	if err != nil {
+		return err
+	}
 	line := img.URL
 	if path := cl.LocalPath(ctx, img); path != "" {
 		line = path
 	}
-	if d, err := control.Dial(ctx, e.cacheDir()); err == nil {
-		if st, err := d.Status(ctx); err == nil {
-			line = filepath.Join(st.Mount, cl.Name, img.Ref.Dir(), img.Ref.File())
-		}
+	if slices.ContainsFunc(running.Clients, func(c control.ClientStatus) bool { return c.Name == cl.Name }) {
+		line = filepath.Join(running.Mount, cl.Name, img.Ref.Dir(), img.Ref.File())
 	}
 	if line == "" {
 		return fmt.Errorf("%s has no path while nothing is mounted; mount it with: sregfs mount DIR", c.Image)
@@ -252,20 +331,23 @@ func (c *rmiCmd) Run(ctx context.Context, e *environment) error { return e.forge
 // runs.
 func (e *environment) forget(ctx context.Context, arg string, bytes bool) error {
 	e.joinMount(ctx)
-	client, ref, err := e.target(arg)
+	t, err := e.target(arg)
 	if err != nil {
 		return err
 	}
-	d, err := control.Dial(ctx, e.cacheDir())
-	if err == nil {
-		return d.Forget(ctx, control.ForgetRequest{Client: client, Ref: ref, Bytes: bytes})
+	d, err := e.daemon(ctx, t)
+	if err != nil {
+		return err
+	}
+	if d != nil {
+		return d.Forget(ctx, control.ForgetRequest{Client: t.client, Ref: t.ref, Bytes: bytes})
 	}
 	cat, _, done, err := e.openCatalog(ctx, bytes, false)
 	if err != nil {
 		return err
 	}
 	defer done.Close()
-	return cat.Forget(ctx, client, ref, bytes)
+	return cat.Forget(ctx, t.client, t.ref, bytes)
 }
 
 type clientsCmd struct{}
@@ -316,21 +398,42 @@ func (c *loginCmd) Run(ctx context.Context, e *environment) error {
 	if err != nil {
 		return err
 	}
-	client, ok := all.Lookup(known, c.Name)
-	if !ok {
-		return fmt.Errorf("there is no client %q; \"sregfs clients\" lists them", c.Name)
+	client, err := lookup(known, c.Name)
+	if err != nil {
+		return err
 	}
 	if client.Login == nil {
 		return fmt.Errorf("the client %s needs no login; \"sregfs clients\" says what it needs", client.Name)
 	}
 	term := backends.Terminal{In: os.Stdin, Out: e.stderr}
 	if !c.NoBrowser {
-		term.OpenURL = func(url string) error { return exec.CommandContext(ctx, "xdg-open", url).Start() }
+		term.OpenURL = func(url string) error { return browse(ctx, url) }
 	}
 	if err := client.Login(ctx, e.clientSettings(client.Name, s), term); err != nil {
 		return err
 	}
 	fmt.Fprintf(e.stdout, "Logged in to %s; the credentials are in %s.\n", client.Name, s.Path())
+	return nil
+}
+
+// browse opens the user's browser, which may well go on for as long as the program.
+// One that cannot be started says so within moments.
+func browse(ctx context.Context, url string) error {
+	const moments = 3 * time.Second
+	cmd := exec.CommandContext(ctx, "xdg-open", url)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			return fmt.Errorf("xdg-open: %w", err)
+		}
+	case <-time.After(moments):
+	case <-ctx.Done():
+	}
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -33,6 +34,9 @@ type environment struct {
 	stdout, stderr io.Writer
 	log            *slog.Logger
 	transport      http.RoundTripper // of all clients
+	// temporary is where fetched bytes lie while the mount lasts, "" for the
+	// cache folder.
+	temporary string
 }
 
 // getenv reads a variable as Settings.Lookup does, without quotes and spaces.
@@ -56,8 +60,10 @@ func (e *environment) cacheDir() string {
 	if e.CacheDir != "" {
 		return e.CacheDir
 	}
-	if dir := getenv("SINGULARITY_CACHEDIR"); dir != "" {
-		return filepath.Join(dir, "sregfs")
+	for _, name := range []string{"SINGULARITY_CACHEDIR", "APPTAINER_CACHEDIR"} {
+		if dir := getenv(name); dir != "" {
+			return filepath.Join(dir, "sregfs")
+		}
 	}
 	return filepath.Join(singularityHome(), "sregfs")
 }
@@ -209,19 +215,12 @@ func (e *environment) openEach(ctx context.Context) ([]opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	wanted := map[string]bool{}
-	for _, name := range e.Client {
-		c, ok := all.Lookup(known, name)
-		if !ok {
-			return nil, fmt.Errorf("there is no client %q; \"sregfs clients\" lists them", name)
-		}
-		wanted[c.Name] = true
+	wanted, err := e.wanted(known)
+	if err != nil {
+		return nil, err
 	}
 	var list []opened
-	for _, c := range known {
-		if len(wanted) > 0 && !wanted[c.Name] {
-			continue
-		}
+	for _, c := range wanted {
 		store, err := c.Open(ctx, e.clientSettings(c.Name, s))
 		if err != nil {
 			store = nil // some return a nil pointer, which is no nil interface
@@ -229,6 +228,34 @@ func (e *environment) openEach(ctx context.Context) ([]opened, error) {
 		list = append(list, opened{c, store, err})
 	}
 	return list, nil
+}
+
+// wanted are the clients that --client names, or all.
+func (e *environment) wanted(known []backends.Client) ([]backends.Client, error) {
+	if len(e.Client) == 0 {
+		return known, nil
+	}
+	named := map[string]bool{}
+	for _, name := range e.Client {
+		c, err := lookup(known, name)
+		if err != nil {
+			return nil, err
+		}
+		named[c.Name] = true
+	}
+	return slices.DeleteFunc(slices.Clone(known), func(c backends.Client) bool { return !named[c.Name] }), nil
+}
+
+// lookup finds a client by a name that a user gave.
+func lookup(known []backends.Client, name string) (backends.Client, error) {
+	c, ok := all.Lookup(known, name)
+	switch {
+	case ok:
+		return c, nil
+	case slices.Contains([]string{"hub", "shub", "registry", "google-storage"}, strings.ReplaceAll(strings.ToLower(name), "_", "-")):
+		return c, fmt.Errorf("sregfs has no client %q, which the Python client has; \"sregfs clients\" lists those that there are", name)
+	}
+	return c, fmt.Errorf("there is no client %q; \"sregfs clients\" lists them", name)
 }
 
 // closer ends what a command opened, in reverse order.
@@ -297,9 +324,10 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 			if objects, err = os.MkdirTemp("", "sregfs-cache-"); err != nil {
 				return fail(err)
 			}
+			e.temporary = objects
 			done.add(func() { _ = os.RemoveAll(objects) })
 		}
-		limit, err := cacheLimit(e.CacheSize, e.cacheDir())
+		limit, err := cacheLimit(e.CacheSize, objects)
 		if err != nil {
 			return fail(err)
 		}
@@ -308,7 +336,7 @@ func (e *environment) openCatalog(ctx context.Context, bytes, readOnly bool) (*c
 			OnComplete: func(done cache.Completed) { cat.Learnt(done.Key, done.MD5) },
 			OnDiskTrouble: func(err error) {
 				if cat := told.Load(); cat != nil {
-					cat.Fail(fmt.Sprintf("keep what was read: %s; reads go on without the cache: look after the disk of %s", err, e.cacheDir()))
+					cat.Fail(fmt.Sprintf("keep what was read: %s; reads go on without the cache: look after the disk of %s", err, objects))
 				}
 			},
 		})
@@ -360,6 +388,9 @@ func cacheLimit(s, dir string) (int64, error) {
 	n, err := strconv.ParseFloat(num, 64)
 	if n *= float64(unit); err != nil || !(n >= 1 && n < math.MaxInt64) { // NaN is neither
 		return 0, bad
+	}
+	if unit == 1 && n < 1<<20 {
+		return 0, fmt.Errorf("a cache of %s bytes holds nothing; write its size as 50G or 20%%", s)
 	}
 	return int64(n), nil
 }

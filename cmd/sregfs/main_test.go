@@ -35,13 +35,13 @@ func TestScripts(t *testing.T) {
 
 func TestCacheLimit(t *testing.T) {
 	for in, want := range map[string]int64{
-		"1": 1, "10K": 10 << 10, "1.5M": 3 << 19, "50G": 50 << 30, "50GiB": 50 << 30, "2T": 2 << 40, "7gb": 7 << 30,
+		"1048576": 1 << 20, "10K": 10 << 10, "1.5M": 3 << 19, "50G": 50 << 30, "50GiB": 50 << 30, "2T": 2 << 40, "7gb": 7 << 30,
 	} {
 		if got, err := cacheLimit(in, "/"); err != nil || got != want {
 			t.Errorf("cacheLimit(%q) = %d, %v; want %d", in, got, err, want)
 		}
 	}
-	for _, in := range []string{"", "x", "-1G", "0", "120%", "0%", "G"} {
+	for _, in := range []string{"", "x", "-1G", "0", "120%", "0%", "G", "20"} {
 		if got, err := cacheLimit(in, "/"); err == nil {
 			t.Errorf("cacheLimit(%q) = %d, want an error", in, got)
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -46,6 +48,9 @@ func (c *mountCmd) Run(ctx context.Context, e *environment) error {
 	}
 	ready := func(err error) {}
 	if os.Getenv(readyEnv) != "" {
+		if err := os.Chdir("/"); err != nil { // the folder that it was started in may be unmounted
+			return err
+		}
 		pipe := os.NewFile(readyFD, "ready")
 		ready = func(err error) {
 			if err != nil {
@@ -65,7 +70,10 @@ func (c *mountCmd) Run(ctx context.Context, e *environment) error {
 
 func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error)) error {
 	spareMemory()
-	if err := checkMountPoint(c.Dir, e.log); err != nil {
+	// From here on no signal ends the program without the mount being taken down,
+	// and one that comes before there is one is seen afterwards.
+	signals := catchSignals()
+	if err := c.check(e); err != nil {
 		return err
 	}
 	allowOther := c.AllowOther
@@ -81,24 +89,36 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 		}
 		defer metrics.Close()
 	}
-	cat, aliases, done, err := e.openFreeCatalog(ctx, c.ReadOnly)
+	// What is opened now lives for as long as the mount, which may be longer than
+	// until the first signal.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	mounted := context.AfterFunc(ctx, end)
+	cat, aliases, done, err := e.openFreeCatalog(life, c.ReadOnly)
 	if err != nil {
-		return err
+		return cmp.Or(ctx.Err(), err)
 	}
 	defer done.Close()
 	cat.Start()
 	tree, err := fs.Mount(c.Dir, cat, fs.Options{
 		AllowOther: allowOther, ReadOnly: c.ReadOnly, Flags: c.Option, Aliases: aliases,
-		StackedCache: onOverlay(e.cacheDir()), Debug: c.DebugFuse, Log: e.log,
+		StackedCache: onOverlay(cmp.Or(e.temporary, e.cacheDir())), Debug: c.DebugFuse, Log: e.log,
 	})
 	if err != nil {
 		return fmt.Errorf("mount %s: %w; \"sregfs doctor\" looks for what stands in the way", c.Dir, err)
 	}
+	if !mounted() {
+		// The signal came while the clients were opened.
+		if tree.Unmount() != nil {
+			_ = detach(c.Dir)
+		}
+		return ctx.Err()
+	}
 	cat.Resume()
 	raiseReadAhead(c.Dir)
 	srv := &control.Server{Catalog: cat, About: control.Status{
-		Version: version, Mount: c.Dir, Since: time.Now(), ReadOnly: c.ReadOnly,
-		Cache: &control.CacheStatus{Dir: e.cacheDir()}, Registries: map[string]string{},
+		Version: version, Mount: c.Dir, Device: tree.Device(), Since: time.Now(), ReadOnly: c.ReadOnly,
+		Cache: &control.CacheStatus{Dir: cmp.Or(e.temporary, e.cacheDir())}, Registries: map[string]string{},
 	}, Opens: func() (o control.Opens) {
 		o.Kernel, o.Daemon = tree.Opens()
 		return o
@@ -108,13 +128,11 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 			srv.About.Registries[name] = address
 		}
 	}
-	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopServing()
 	// Whoever sees that the mount is ready may ask it.
-	socket, err := control.Listen(ctx, e.cacheDir())
+	socket, err := control.Listen(life, e.cacheDir())
 	if err == nil {
 		go func() {
-			if err := srv.Serve(serving, socket); err != nil {
+			if err := srv.Serve(life, socket); err != nil {
 				e.log.Warn("commands cannot reach this mount any more", "error", err)
 			}
 		}()
@@ -124,7 +142,7 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 	if metrics != nil {
 		e.log.Info("answering Prometheus", "url", fmt.Sprintf("http://%s/metrics", metrics.Addr()))
 		go func() {
-			if err := srv.ServeMetrics(serving, metrics); err != nil {
+			if err := srv.ServeMetrics(life, metrics); err != nil {
 				e.log.Warn("metrics cannot be had any more", "error", err)
 			}
 		}()
@@ -135,9 +153,34 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 	}
 	fmt.Fprintf(e.stderr, "sregfs: %s is ready with %s\n", c.Dir, strings.Join(names, ", "))
 	ready(nil)
-	go unmountOnSignal(tree, c.Dir, e)
+	go unmountOnSignal(signals, tree, c.Dir, e)
 	tree.Wait()
 	return nil
+}
+
+// check says in one sentence what is wrong with where the mount is to be.
+func (c *mountCmd) check(e *environment) error {
+	c.Dir = realDir(c.Dir)
+	if err := checkMountPoint(c.Dir, e.log); err != nil {
+		return err
+	}
+	if cache := realDir(e.cacheDir()); cache == c.Dir || strings.HasPrefix(cache, strings.TrimSuffix(c.Dir, "/")+"/") {
+		return fmt.Errorf("the cache folder %s would be hidden by the mount at %s; name another one with --cache-dir", cache, c.Dir)
+	}
+	return nil
+}
+
+// catchSignals sends what asks the program to stop to a channel: also the end of
+// the terminal, unless the program was told to outlive that (nohup(1)). A log that
+// nobody reads any more must not end it either.
+func catchSignals() <-chan os.Signal {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	signal.Ignore(syscall.SIGPIPE)
+	return signals
 }
 
 // openFreeCatalog is openCatalog with bytes. A cache that is held by a process
@@ -163,9 +206,7 @@ func (e *environment) openFreeCatalog(ctx context.Context, readOnly bool) (*cata
 // unmountOnSignal unmounts when the program is told to stop. A mount that is
 // busy says so and stays; a second signal takes it out of the tree at once,
 // while open files go on until they are closed.
-func unmountOnSignal(tree *fs.Tree, dir string, e *environment) {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+func unmountOnSignal(signals <-chan os.Signal, tree *fs.Tree, dir string, e *environment) {
 	for range signals {
 		err := tree.Unmount()
 		if err == nil {
@@ -207,7 +248,10 @@ func (c *mountCmd) daemonize(e *environment) error {
 	}
 	defer r.Close()
 	cmd := exec.Command(self, daemonArgs(os.Args)...)
-	cmd.Env = append(os.Environ(), readyEnv+"=1")
+	if cmd.Env, err = absolutePaths(os.Environ()); err != nil {
+		return err
+	}
+	cmd.Env = append(cmd.Env, readyEnv+"=1")
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -232,6 +276,29 @@ func (c *mountCmd) daemonize(e *environment) error {
 	}
 	waitErr := cmd.Wait()
 	return fmt.Errorf("the background process ended before it was ready (%w); see %s", errors.Join(err, waitErr), logPath)
+}
+
+// absolutePaths is the environment with relative paths made absolute, for a process
+// that will not stay in this folder.
+func absolutePaths(environ []string) ([]string, error) {
+	paths := []string{"SINGULARITY_CACHEDIR", "APPTAINER_CACHEDIR", "SREGISTRY_STORAGE", "SREGISTRY_DATABASE", "SREGISTRY_CLIENT_SECRETS",
+		"SREGISTRY_GOOGLE_DRIVE_CREDENTIALS", "SREGISTRY_THUMBNAIL", "SREGFS_CONFIG", "SSL_CERT_FILE", "SSL_CERT_DIR", "DOCKER_CONFIG",
+		"REGISTRY_AUTH_FILE", "HOME", "TMPDIR"}
+	list := make([]string, len(environ))
+	for i, kv := range environ {
+		list[i] = kv
+		name, _, _ := strings.Cut(kv, "=")
+		value := getenv(name)
+		if value == "" || filepath.IsAbs(value) || strings.HasPrefix(value, "~") || !slices.Contains(paths, name) && !strings.HasSuffix(name, "_SECRETS") {
+			continue
+		}
+		abs, err := filepath.Abs(value)
+		if err != nil {
+			return nil, err
+		}
+		list[i] = name + "=" + abs
+	}
+	return list, nil
 }
 
 // daemonArgs are the arguments for the process in the background.

@@ -101,6 +101,46 @@ func findMount(path string) mountEntry {
 	return best
 }
 
+// topMount is the mount that is seen at dir, of those that are mounted there one
+// over the other.
+func topMount(dir string) (top mountEntry) {
+	table, err := mountTable()
+	if err != nil {
+		return top
+	}
+	for _, m := range table {
+		if m.dir == dir {
+			top = m
+		}
+	}
+	return top
+}
+
+// realDir is dir without symbolic links, as the mount table has it. A mount that is
+// at the end of it may be dead, and is not looked at.
+func realDir(dir string) string {
+	const most = 40 // links, as path_resolution(7) has it
+	for range most {
+		parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+		if err != nil {
+			return dir
+		}
+		dir = filepath.Join(parent, filepath.Base(dir))
+		if ourMount(dir) == dir {
+			return dir
+		}
+		target, err := os.Readlink(dir)
+		if err != nil {
+			return dir
+		}
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(parent, target)
+		}
+		dir = target
+	}
+	return dir
+}
+
 // checkMountPoint says in one sentence why dir cannot be mounted on. A dead
 // mount that a crash left there is taken away.
 func checkMountPoint(dir string, log *slog.Logger) error {
@@ -236,9 +276,13 @@ type unmountCmd struct {
 // Run unmounts and waits until the daemon is gone, so that a new one may take
 // the cache.
 func (c *unmountCmd) Run(ctx context.Context, e *environment) error {
+	c.Dir = realDir(c.Dir)
 	m := findMount(c.Dir)
 	if m.dir != c.Dir {
 		return fmt.Errorf("%s is not a mount of sregfs", c.Dir)
+	}
+	if over := topMount(c.Dir); over.fsType != fsType {
+		return fmt.Errorf("a file system of type %s is mounted over the tree at %s; unmount that first", over.fsType, c.Dir)
 	}
 	if uid := os.Geteuid(); uid != 0 && m.user != strconv.Itoa(uid) {
 		who := "the user with the number " + m.user
@@ -252,21 +296,34 @@ func (c *unmountCmd) Run(ctx context.Context, e *environment) error {
 	if dead := abortDead(m, e.log); c.Lazy || dead {
 		return detach(c.Dir)
 	}
-	if os.Geteuid() == 0 {
-		if err := unix.Unmount(c.Dir, 0); err == nil {
-			return e.waitReleased(ctx, m)
+	ours := e.serves(ctx, m)
+	if os.Geteuid() != 0 || unix.Unmount(c.Dir, 0) != nil {
+		out, err := exec.CommandContext(ctx, "fusermount3", "-u", c.Dir).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("unmount %s: %s; stop what uses it, or add --lazy", c.Dir, strings.TrimSpace(string(out)))
 		}
 	}
-	out, err := exec.CommandContext(ctx, "fusermount3", "-u", c.Dir).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("unmount %s: %s; stop what uses it, or add --lazy", c.Dir, strings.TrimSpace(string(out)))
+	if !ours {
+		return nil // it has another cache
 	}
 	return e.waitReleased(ctx, m)
 }
 
-// waitReleased returns when no process holds the cache any more, or soon in
-// any case. If that is the daemon of the mount m, which was just taken down, it
-// says what keeps it.
+// serves reports whether the daemon that has this command's cache is that of the
+// mount m.
+func (e *environment) serves(ctx context.Context, m mountEntry) bool {
+	ask, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	d, err := control.Dial(ask, e.cacheDir())
+	if err != nil {
+		return false
+	}
+	st, err := d.Status(ask)
+	return err == nil && st.Mount == m.dir
+}
+
+// waitReleased returns when the daemon of the mount m, which was just taken down,
+// holds the cache no more, or soon in any case; then it says what keeps it.
 func (e *environment) waitReleased(ctx context.Context, m mountEntry) error {
 	for range 100 {
 		if _, err := control.Dial(ctx, e.cacheDir()); err != nil {
@@ -285,11 +342,8 @@ func (e *environment) waitReleased(ctx context.Context, m mountEntry) error {
 		return nil
 	}
 	st, err := d.Status(ask)
-	if err != nil || ourMount(m.dir) == m.dir {
+	if err != nil || ourMount(m.dir) == m.dir || st.Mount != m.dir {
 		return nil
-	}
-	if dir, err := filepath.EvalSymlinks(st.Mount); err != nil || dir != m.dir {
-		return nil // another mount has this cache
 	}
 	why := "has not ended yet and keeps the cache until it has"
 	if who := mountedFor(os.DirFS("/proc"), m); who != "" {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -43,6 +44,15 @@ func (c *statusCmd) Run(ctx context.Context, e *environment) error {
 		st.Held, st.Clients, st.Failures = append([]catalog.Held{}, st.Held...), []control.ClientStatus{}, []catalog.Failure{}
 	default:
 		return err
+	}
+	if len(e.Client) > 0 {
+		e.Registry = withRegistries(st.Registries, e.Registry)
+		of, err := e.ofWanted()
+		if err != nil {
+			return err
+		}
+		st.Clients = slices.DeleteFunc(st.Clients, func(c control.ClientStatus) bool { return !of(c.Name) })
+		st.Held = slices.DeleteFunc(st.Held, func(h catalog.Held) bool { return !of(h.Client) })
 	}
 	if c.JSON {
 		enc := json.NewEncoder(e.stdout)

@@ -16,7 +16,10 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/fs/catalog"
@@ -27,9 +30,12 @@ const socketName = "control.sock"
 
 // Status is what a daemon says of itself.
 type Status struct {
-	PID      int            `json:"pid"`
-	Version  string         `json:"version"`
-	Mount    string         `json:"mount"`
+	PID     int    `json:"pid"`
+	Version string `json:"version"`
+	Mount   string `json:"mount"`
+	// Device is the device number that files of the mount have, wherever it is
+	// seen (st_dev of stat(2)); 0 where it is not known.
+	Device   uint64         `json:"device,omitempty"`
 	Since    time.Time      `json:"since"`
 	ReadOnly bool           `json:"read_only"`
 	Clients  []ClientStatus `json:"clients"`
@@ -159,6 +165,15 @@ func (s *Server) handler() http.Handler {
 		}
 		reply(w, struct{}{}, s.Catalog.Forget(r.Context(), q.Client, q.Ref, q.Bytes))
 	})
+	mux.HandleFunc("POST /share", func(w http.ResponseWriter, r *http.Request) {
+		var q ShareRequest
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(&q); err != nil {
+			reply(w, nil, err)
+			return
+		}
+		shared, err := Share(r.Context(), s.Catalog, q)
+		reply(w, shared, err)
+	})
 	return mux
 }
 
@@ -208,6 +223,30 @@ type ForgetRequest struct {
 	Bytes  bool         `json:"bytes"`
 }
 
+// ShareRequest says what to share, and with whom: by link where Email is "".
+type ShareRequest struct {
+	Client string       `json:"client,omitempty"`
+	Ref    backends.Ref `json:"ref"`
+	Email  string       `json:"email,omitempty"`
+}
+
+// Shared is what came of a ShareRequest.
+type Shared struct {
+	// Ref is the image's, as it is stored.
+	Ref   backends.Ref   `json:"ref"`
+	Share backends.Share `json:"share"`
+}
+
+// Share does what q asks for.
+func Share(ctx context.Context, cat *catalog.Catalog, q ShareRequest) (Shared, error) {
+	cl, img, err := cat.Resolve(ctx, q.Client, q.Ref)
+	if err != nil {
+		return Shared{}, err
+	}
+	share, err := cl.Share(ctx, img, q.Email)
+	return Shared{img.Ref, share}, err
+}
+
 type failure struct {
 	Error string `json:"error"`
 }
@@ -222,10 +261,17 @@ func reply(w http.ResponseWriter, v any, err error) {
 }
 
 // Client talks with a daemon.
-type Client struct{ http http.Client }
+type Client struct {
+	http http.Client
+	pid  int32 // of the daemon, 0 where it is not known
+}
 
 // ErrNoDaemon means that nobody answers on the socket.
 var ErrNoDaemon = errors.New("no sregfs is mounted with this cache")
+
+// patience is how long a daemon may take to say how it is. One that is stopped, or
+// waits for a dead disk, takes for ever.
+const patience = 10 * time.Second
 
 // Dial finds the daemon of a cache directory. It fails with ErrNoDaemon.
 func Dial(ctx context.Context, dir string) (*Client, error) {
@@ -242,18 +288,53 @@ func Dial(ctx context.Context, dir string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w (%s)", ErrNoDaemon, dir)
 	}
-	conn.Close()
-	return &Client{http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dial(ctx)
-		},
-	}}}, nil
+	defer conn.Close()
+	return &Client{
+		http: http.Client{Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return dial(ctx)
+			},
+		}},
+		pid: peer(conn),
+	}, nil
 }
 
-// Status asks the daemon how it is.
+// peer is the number of the process that listens at the other end, 0 where the
+// system does not tell.
+func peer(conn net.Conn) (pid int32) {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = cred.Pid
+		}
+	})
+	return pid
+}
+
+// Status asks the daemon how it is. One that does not answer for ten seconds is an
+// error.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var st Status
-	return st, c.do(ctx, http.MethodGet, "/status", nil, &st)
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := c.do(asking, http.MethodGet, "/status", nil, &st)
+	if err != nil && asking.Err() != nil && ctx.Err() == nil {
+		return st, fmt.Errorf("the running sregfs, process %d, does not answer", c.pid)
+	}
+	return st, err
+}
+
+// Share has the daemon share an image, by its own credentials.
+func (c *Client) Share(ctx context.Context, q ShareRequest) (Shared, error) {
+	var shared Shared
+	return shared, c.do(ctx, http.MethodPost, "/share", q, &shared)
 }
 
 // Forget asks the daemon to forget an image.
