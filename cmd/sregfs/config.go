@@ -18,14 +18,14 @@ import (
 func configPath(args []string) (path string, mustExist bool) {
 	for i, a := range args {
 		if v, ok := strings.CutPrefix(a, "--config="); ok {
-			return v, true
+			return kong.ExpandPath(v), true
 		}
 		if a == "--config" && i+1 < len(args) {
-			return args[i+1], true
+			return kong.ExpandPath(args[i+1]), true
 		}
 	}
 	if v := os.Getenv("SREGFS_CONFIG"); v != "" {
-		return v, true
+		return kong.ExpandPath(v), true
 	}
 	dir, err := os.UserConfigDir()
 	if err != nil {

@@ -55,7 +55,7 @@ func fromMountHelper(args []string) (line []string, ok bool, err error) {
 				}
 				out = append(out, flag+"="+value)
 			case !sloppy && !isMountOption(name):
-				return nil, true, fmt.Errorf("there is no mount option %q; sregfs has ro, allow_other, client, registry, cache_dir, cache_size, image_data, config, metrics, log_level and log_format", name)
+				return nil, true, fmt.Errorf("there is no mount option %q; sregfs has ro, noexec, noatime, allow_other, client, registry, cache_dir, cache_size, image_data, config, metrics, log_level and log_format", name)
 			}
 		}
 	}
@@ -88,5 +88,5 @@ func isMountOption(name string) bool {
 
 func isCommand(s string) bool {
 	return strings.HasPrefix(s, "-") || slices.Contains([]string{"mount", "unmount", "umount", "share", "images",
-		"get", "rm", "rmi", "status", "clients", "login", "doctor", "completion"}, s)
+		"get", "rm", "rmi", "status", "clients", "login", "doctor", "completion", "help"}, s)
 }

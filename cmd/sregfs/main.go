@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -81,6 +82,7 @@ func main() {
 	}
 	keepMemory()
 	setHome()
+	tidyVariables()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, args, os.Stdout, os.Stderr)
@@ -120,9 +122,44 @@ func setHome() {
 	}
 }
 
+// tidyVariables takes quotes and spaces off our own variables, as settings of clients
+// are read, and drops those that are empty: an empty one is not set.
+func tidyVariables() {
+	for _, kv := range os.Environ() {
+		name, value, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, "SREGFS_") {
+			continue
+		}
+		switch tidy := getenv(name); tidy {
+		case "":
+			os.Unsetenv(name)
+		case value:
+		default:
+			os.Setenv(name, tidy)
+		}
+	}
+}
+
+// output remembers that something could not be printed.
+type output struct {
+	io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.Writer.Write(p)
+	if err != nil && o.err == nil {
+		o.err = fmt.Errorf("print: %w", err)
+	}
+	return n, err
+}
+
 // run parses args and runs the command they name.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var c cli
+	if len(args) > 0 && args[0] == "help" {
+		args = append(slices.Clone(args[1:]), "--help")
+	}
 	file, err := loadConfig(configPath(args))
 	if err != nil {
 		return err
@@ -159,9 +196,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	connections := conn.New()
 	defer connections.CloseIdleConnections()
-	env := &environment{settings: c.settings, stdout: stdout, stderr: stderr, log: newLogger(c.settings, stderr), transport: connections}
+	out := &output{Writer: stdout}
+	env := &environment{settings: c.settings, stdout: out, stderr: stderr, log: newLogger(c.settings, stderr), transport: connections}
 	slog.SetDefault(env.log) // for who has no other, libraries among them
-	return parsed.Run(env)
+	if err := parsed.Run(env); err != nil {
+		return err
+	}
+	return out.err
 }
 
 func newLogger(s settings, w io.Writer) *slog.Logger {
