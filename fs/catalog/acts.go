@@ -47,6 +47,14 @@ func (cl *Client) Remove(ctx context.Context, img backends.Image) error {
 		if err := r.Remove(ctx, img); err != nil && !isNotExist(err) {
 			return err
 		}
+		if img.Ref.Version != "" {
+			if err := cl.forgetVersion(ctx, img.Ref); err != nil {
+				return err
+			}
+			if !cl.lost(ctx, img.Ref.Latest()) {
+				continue // it was an old version of an image that is still there
+			}
+		}
 		cl.acted(img, true)
 		// It is gone, whether or not its remover still waits.
 		diff, err := cl.cat.opts.Index.RemoveImage(context.WithoutCancel(ctx), cl.Name, img)
@@ -63,6 +71,13 @@ func (cl *Client) Remove(ctx context.Context, img backends.Image) error {
 		return err
 	}
 	return nil // the image is gone; a broken database is told of by the index
+}
+
+// lost reports whether the store has no image under a name, now that one of its
+// versions was removed, be it because that was the last one.
+func (cl *Client) lost(ctx context.Context, ref backends.Ref) bool {
+	_, err := cl.ask(context.WithoutCancel(ctx), ref.Dir(), ref)
+	return isNotExist(err)
 }
 
 // namesakes are the other objects that are known under an image's name, none

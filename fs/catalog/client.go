@@ -173,7 +173,7 @@ func (cl *Client) lookupVersion(ctx context.Context, dir string, ref backends.Re
 		return img.Version == wanted || img.Revision == wanted || img.Sum.Hex == wanted || img.ID == wanted ||
 			len(key) > 0 && img.ContentKey(cl.Name) == string(key)
 	}
-	note := path.Join(cl.Name, dir, ref.File())
+	note := cl.versionNote(dir, ref)
 	for _, img := range all {
 		if matches(img) {
 			img.Ref.Version = wanted
@@ -213,6 +213,16 @@ func (cl *Client) lookupVersion(ctx context.Context, dir string, ref backends.Re
 		return backends.Image{}, err
 	}
 	return found(img)
+}
+
+// versionNote is the key of the note of what a versioned name means.
+func (cl *Client) versionNote(dir string, ref backends.Ref) string {
+	return path.Join(cl.Name, dir, ref.File())
+}
+
+// forgetVersion has the store be asked anew what ref, with a version, means.
+func (cl *Client) forgetVersion(ctx context.Context, ref backends.Ref) error {
+	return cl.cat.opts.Index.SetNote(context.WithoutCancel(ctx), noteVersion, cl.versionNote(ref.Dir(), ref), nil)
 }
 
 // remember puts what the store just said into the index.

@@ -72,5 +72,13 @@ func TestVersions(t *testing.T) {
 		d.run("getfattr --only-values -n user.sregistry.versions %s/a:red.simg | grep -q '^%s '", at, version)
 		d.fails("Read-only file system", "cp %s %s/a:red@%s.simg", green, at, version)
 		d.fails("No such file", "cat %s/a:red@%s.simg", at, strings.Repeat("0", 32))
+		// To remove an old version, where that can be, touches nothing else.
+		if a.client == "dropbox" {
+			d.fails("Operation not permitted", "rm %s/a:red@%s.simg", at, version)
+		} else {
+			d.run("rm %s/a:red@%s.simg && ls %[1]s | grep -qx a:red.simg && cmp %[3]s %[1]s/a:red.simg", at, version, green)
+			d.fails("No such file", "cat %s/a:red@%s.simg", at, version)
+		}
+		d.run("ls %s | grep -qx a:red.simg && cmp %s %[1]s/a:red.simg", at, green)
 	})
 }
