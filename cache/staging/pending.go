@@ -14,7 +14,8 @@ import (
 // Pending opens and returns, oldest first, every staged file that nobody
 // holds: after Open, all that earlier runs left. The caller ends each with
 // Release or Discard. A file whose journal is lost or unreadable has the state
-// Orphan; one whose data are lost has the state Failed; Error says so.
+// Orphan; one whose data are lost, or whose writer was cut off, has the state
+// Failed; Error says so.
 func (d *Dir) Pending() ([]*File, error) {
 	ms, err := d.scan(false)
 	if err != nil {
@@ -110,6 +111,8 @@ func (d *Dir) describe(id string, hasJournal, hasData bool) Meta {
 		}
 	case fi == nil && m.State != discarded && m.State != Acknowledged:
 		m.State, m.Error = Failed, "the staged bytes are gone from the staging directory"
+	case m.State == Writing:
+		m.State, m.Error = Failed, "its writer was cut off when sregfs ended"
 	}
 	return m
 }

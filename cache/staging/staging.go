@@ -52,7 +52,7 @@ type State string
 
 // The states of a staged file.
 const (
-	Writing   State = "writing"   // somebody has it open, or had when the process died
+	Writing   State = "writing"   // somebody has it open
 	Ready     State = "ready"     // closed and whole, waits for its upload
 	Uploading State = "uploading" // being uploaded, or was when the process died
 	Failed    State = "failed"    // the upload failed; Error says why

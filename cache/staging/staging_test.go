@@ -98,7 +98,7 @@ func TestResumption(t *testing.T) {
 	if err := json.Unmarshal(m.Replaces, &rev); err != nil || rev.Rev != "5" {
 		t.Errorf("Replaces came back as %s", m.Replaces)
 	}
-	if m := fs[1].Meta(); m.State != Writing || m.TempName != ".x.simg.Ab12" || read(t, fs[1]) != "second" {
+	if m := fs[1].Meta(); m.State != Failed || m.Error == "" || m.TempName != ".x.simg.Ab12" || read(t, fs[1]) != "second" {
 		t.Errorf("the second came back as %+v", m)
 	}
 	for _, f := range fs {

@@ -1,9 +1,12 @@
 package catalog
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/sregfs/sregfs/backends"
@@ -71,6 +74,47 @@ func (c *Catalog) resume(s *Staged) {
 func passing(err error) bool {
 	return errors.Is(err, backends.ErrUnreachable) || errors.Is(err, backends.ErrBusy) ||
 		errors.Is(err, backends.ErrAuth) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// supersede does away with what is left of earlier copies of the image that s has
+// just been pushed as, where s begins with all of it.
+func (c *Catalog) supersede(s *Staged) {
+	m := s.file.Meta()
+	left := func(old staging.Meta) bool {
+		return old.State == staging.Failed && old.ID != m.ID && old.Name != "" &&
+			old.Client == m.Client && old.Collection == m.Collection && old.Name == m.Name && old.Tag == m.Tag
+	}
+	metas, err := c.opts.Staging.List()
+	if err != nil || !slices.ContainsFunc(metas, left) {
+		return
+	}
+	files, _ := c.opts.Staging.Pending() // what is told of, status shows as well
+	for _, f := range files {
+		end := f.Release
+		if left(f.Meta()) && beginsWith(s.file, f) {
+			end = f.Discard
+		}
+		if err := end(); err != nil {
+			c.log.Warn("cannot put back or remove what an earlier run left", "file", f.Path(), "error", err)
+		}
+	}
+}
+
+// beginsWith reports whether all of part is at the beginning of whole.
+func beginsWith(whole, part io.ReaderAt) bool {
+	want, got := make([]byte, 1<<20), make([]byte, 1<<20)
+	for off := int64(0); ; off += int64(len(want)) {
+		n, err := part.ReadAt(want, off)
+		if err != nil && err != io.EOF {
+			return false
+		}
+		if k, _ := whole.ReadAt(got[:n], off); k < n || !bytes.Equal(got[:n], want[:n]) {
+			return false
+		}
+		if err == io.EOF {
+			return true
+		}
+	}
 }
 
 // Held is what waits on this disk and is not on the remote.

@@ -246,5 +246,6 @@ func (cl *Client) pushed(ctx context.Context, s *Staged, img backends.Image, c b
 	if err := cl.record(ctx, img); err != nil {
 		cl.log.Warn("cannot write a record", "image", img.Ref.String(), "error", err)
 	}
+	cl.cat.supersede(s)
 	return img, s.file.Update(func(m *staging.Meta) { m.State, m.Error = staging.Acknowledged, "" })
 }

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/backends/backendtest"
+	"github.com/sregfs/sregfs/cache/staging"
 )
 
 // gate is a store whose calls of one name wait until it is opened.
@@ -327,6 +329,43 @@ func crashInPush(t *testing.T, dir string, m backends.Store, data []byte) {
 		}
 		s.Finish(true)
 	})
+}
+
+// What a crash left of a copy goes once the whole was pushed under the name, and
+// stays where anything in it is not part of that.
+func TestSuperseded(t *testing.T) {
+	data := squash(t, 1, 3<<20)
+	for name, c := range map[string]struct {
+		left []byte
+		held int
+	}{
+		"beginning": {data[:2<<20+7], 0},
+		"all":       {data, 0},
+		"other":     {append(bytes.Clone(data[:1<<20]), "other"...), 1},
+		"longer":    {append(bytes.Clone(data), 0), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, m := t.TempDir(), backendtest.Memory()
+			t.Run("crash", func(t *testing.T) {
+				stage(t, open(t, dir, map[string]backends.Store{"mem": m}).Client("mem"), red, c.left).Finish(true)
+			})
+			cat := open(t, dir, map[string]backends.Store{"mem": m})
+			cat.Resume()
+			held := cat.Held()
+			if len(held) != 1 || held[0].State != string(staging.Failed) || !strings.Contains(held[0].Error, "cut off") {
+				t.Fatalf("after the crash: %+v", held)
+			}
+			s := stage(t, cat.Client("mem"), red, data)
+			if _, err := s.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			s.Finish(false)
+			if held := cat.Held(); len(held) != c.held {
+				t.Errorf("after the push: %+v", held)
+			}
+			mustHave(t, cat.Client("mem"), red, data)
+		})
+	}
 }
 
 // An upload is taken up again, but never over what came in between.
