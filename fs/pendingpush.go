@@ -2,11 +2,13 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"syscall"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/cache"
 	"github.com/sregfs/sregfs/fs/catalog"
 	"github.com/sregfs/sregfs/index"
 )
@@ -97,6 +99,9 @@ func (pf *pendingFile) refuse(ref backends.Ref, err error, exiting bool) error {
 }
 
 func cutShort(cl *catalog.Client, ref backends.Ref, err error) error {
+	if errors.Is(err, cache.ErrNoRoom) {
+		return &backends.Error{Op: "push", Client: cl.Name, Ref: ref, Err: err} // which says what to do
+	}
 	return &backends.Error{Op: "push", Client: cl.Name, Ref: ref, Err: fmt.Errorf("%w (%w)", err, syscall.EINVAL),
 		Hint: "copy the whole image again"}
 }

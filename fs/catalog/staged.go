@@ -3,11 +3,13 @@ package catalog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"time"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/cache"
 	"github.com/sregfs/sregfs/cache/staging"
 	"github.com/sregfs/sregfs/image"
 )
@@ -33,6 +35,8 @@ type Staged struct {
 	resumable bool
 	// leftover: an earlier run began the push.
 	leftover bool
+	// unwritten is why the last write failed that did.
+	unwritten error
 }
 
 // flight is one commit that several callers may wait for.
@@ -151,11 +155,24 @@ func (s *Staged) Write(ctx context.Context, p []byte, off int64) (int, error) {
 		s.sums.wrote(p[:n], off)
 		s.wroteAhead(off)
 	}
+	if err != nil {
+		err = s.noRoom(err)
+		s.unwritten = err
+	}
 	s.mu.Unlock()
 	if err == nil {
 		s.pace(ctx)
 	}
 	return n, err
+}
+
+// noRoom says what to do where the cache's limit is the matter. The caller holds s.mu.
+func (s *Staged) noRoom(err error) error {
+	if !errors.Is(err, cache.ErrNoRoom) {
+		return err
+	}
+	return &backends.Error{Op: "write", Client: s.cl.Name, Ref: s.to, Err: err,
+		Hint: "until it is pushed an image lies in the cache; make that larger with --cache-size, or close and unpin other images"}
 }
 
 // Truncate sets the file's size. It waits as Write does.
@@ -168,7 +185,7 @@ func (s *Staged) Truncate(ctx context.Context, size int64) error {
 	}
 	defer s.mu.Unlock()
 	if err := s.file.Truncate(size); err != nil {
-		return err
+		return s.noRoom(err)
 	}
 	s.sums.truncated(size)
 	if s.ahead != nil && size < s.ahead.next {
@@ -203,9 +220,15 @@ func (s *Staged) Dirty() bool {
 
 // Complete reports whether the bytes are a whole image as far as its own
 // header tells. For contents of no known kind it is image.ErrNotImage, for one
-// that is cut short an *image.TruncatedError.
+// that is cut short an *image.TruncatedError, with why the rest could not be
+// written where that is so.
 func (s *Staged) Complete(ctx context.Context) error {
 	_, err := image.Probe(ctx, s.file, s.Size())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if Truncated(err) && s.unwritten != nil {
+		return fmt.Errorf("%w: %w", err, s.unwritten)
+	}
 	return err
 }
 

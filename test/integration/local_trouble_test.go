@@ -46,6 +46,22 @@ func TestCacheDiskFull(t *testing.T) {
 	d.run("cmp %s dropbox/pusheen/a:1.simg", image)
 }
 
+// TestPushLargerThanCache: what a cache is too small for is an error that says so,
+// of the write and of the close.
+func TestPushLargerThanCache(t *testing.T) {
+	eachClient(t, func(t *testing.T, a account) {
+		image := bigImage(t, 1)
+		d := newMachine(t, a.env...).mount("--client="+a.client, "--cache-size=4M")
+		d.run("mkdir %s/pusheen", a.client)
+		d.fails("failed to close", "cp %s %s/pusheen/a:1.simg", image, a.client)
+		d.fails("No space left on device", "cp %s %s/pusheen/a:1.simg 2>&1 | grep 'failed to close' >&2; exit 1", image, a.client)
+		if out := d.run("%s status", program); !strings.Contains(out, "make that larger with --cache-size") || strings.Contains(out, "copy the whole") {
+			t.Errorf("status:\n%s", out)
+		}
+		a.mustLack(t, "pusheen/a:1")
+	})
+}
+
 // TestDamagedCache: what was altered or cut short behind the daemon's back is
 // noticed and fetched again.
 func TestDamagedCache(t *testing.T) {
