@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"strings"
 	"syscall"
 
 	"github.com/sregfs/sregfs/backends"
@@ -66,7 +67,21 @@ func (t *Tree) fail(op, path string, err error) syscall.Errno {
 	case 0, syscall.ENOENT, syscall.EINTR, syscall.EEXIST, syscall.ENOTEMPTY, syscall.ENODATA, syscall.EXDEV:
 		return errno
 	}
-	t.log.Error(op+" failed", "path", path, "errno", errno.Error(), "error", err.Error())
-	t.cat.Fail(fmt.Sprintf("%s %s: %s (%s)", op, path, err, errno))
+	return t.told(op, path, err)
+}
+
+// told is fail for what tells of a failure whatever its kind: where an absence is
+// no answer to a program's question.
+func (t *Tree) told(op, path string, err error) syscall.Errno {
+	errno := toErrno(err)
+	if errno == 0 || errno == syscall.EINTR {
+		return errno
+	}
+	sentence := err.Error()
+	t.log.Error(op+" failed", "path", path, "errno", errno.Error(), "error", sentence)
+	if !strings.Contains(sentence, errno.Error()) {
+		sentence += " (" + errno.Error() + ")"
+	}
+	t.cat.Fail(fmt.Sprintf("%s %s: %s", op, path, sentence))
 	return errno
 }

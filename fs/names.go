@@ -29,7 +29,11 @@ func temporary(name string) bool {
 // A name that cannot be one is an error that says what names can.
 func imageName(dir, name string) (backends.Ref, error) {
 	ref, sidecar, ok := backends.ParseFile(name)
-	if !ok || sidecar || ref.Version != "" {
+	if ok && !sidecar && ref.Version != "" {
+		return backends.Ref{}, &backends.Error{Op: "write " + name, Err: backends.ErrInvalidName,
+			Hint: "a version is made by writing to the image's own name, " + ref.Latest().File()}
+	}
+	if !ok || sidecar {
 		return backends.Ref{}, &backends.Error{Op: "write " + name, Err: backends.ErrInvalidName,
 			Hint: "call it IMAGE:TAG.simg"}
 	}

@@ -243,7 +243,7 @@ func (n *newRecordNode) Flush(ctx context.Context, f fusefs.FileHandle) syscall.
 		return 0
 	}
 	if err := n.cl.AddRecord(ctx, n.ref, data); err != nil {
-		return n.tree.fail("record", n.path(), err)
+		return n.tree.told("record", n.path(), err)
 	}
 	n.mu.Lock()
 	n.saved = data

@@ -15,10 +15,12 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/backends/pacer"
 )
 
 // A record without a file is a small file NAME:TAG.url that says where the
@@ -103,7 +105,8 @@ func (s *Store) record(ctx context.Context, ref backends.Ref, rawURL string) (ba
 	if got, ok := recordRef(p); !ok || got != ref || len(path.Base(p)) > backends.MaxName {
 		return backends.Image{}, fmt.Errorf("%w: it cannot have a record", backends.ErrInvalidName)
 	}
-	resp, err := s.get(ctx, rawURL, 0, 1)
+	// Somebody waits in close(2): a server that is not there is told of soon.
+	resp, err := s.get(pacer.WithCeiling(ctx, 5*time.Second), rawURL, 0, 1)
 	if err != nil {
 		return backends.Image{}, err
 	}

@@ -43,7 +43,8 @@ type Options struct {
 	// request taken or of the response given, before it counts as broken: 60
 	// seconds when it is not set.
 	StallTimeout time.Duration
-	// Log is told when the account has to pause. Nil for nobody.
+	// Log is told when the account has to pause and, where it takes slog.LevelDebug,
+	// of each request. Nil for nobody.
 	Log *slog.Logger
 }
 

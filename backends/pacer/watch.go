@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,8 +38,10 @@ func (p *Pacer) send(req *http.Request, reqBody io.ReadCloser, m marks) (resp *h
 		body = &requestBody{ReadCloser: reqBody, progress: start}
 		out.Body = body
 	}
+	began := time.Now()
 	resp, err = p.base.RoundTrip(out)
 	stuck = start.stop()
+	p.tell(req, resp, err, time.Since(began))
 	if err != nil {
 		if context.Cause(ctx) == errStalled {
 			err = errStalled // the transport says "context canceled"
@@ -60,6 +64,30 @@ func (p *Pacer) send(req *http.Request, reqBody io.ReadCloser, m marks) (resp *h
 	}
 	resp.Body = b
 	return resp, 0, nil
+}
+
+// tell logs a request for who looks for what goes wrong: what stands in its path, not
+// in its query, which may hold a signature.
+func (p *Pacer) tell(req *http.Request, resp *http.Response, err error, took time.Duration) {
+	if p.opts.Log == nil || !p.opts.Log.Enabled(req.Context(), slog.LevelDebug) {
+		return
+	}
+	args := []any{"method", req.Method, "host", req.URL.Host, "path", req.URL.Path, "took", took.Round(time.Millisecond)}
+	if err != nil {
+		args = append(args, "error", withoutURL(err))
+	} else {
+		args = append(args, "status", resp.StatusCode)
+	}
+	p.opts.Log.Debug("request", args...)
+}
+
+// withoutURL is the error below one that quotes a request's address.
+func withoutURL(err error) error {
+	var quoting *url.Error
+	if errors.As(err, &quoting) {
+		return quoting.Err
+	}
+	return err
 }
 
 // progress fires when nothing has moved for a while before the response. It

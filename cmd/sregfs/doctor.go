@@ -295,9 +295,13 @@ func (c *doctorCmd) checkClient(ctx context.Context, o opened, t *talk) finding 
 		f.bad = true
 		return f
 	}
-	f.state = "set up"
 	a, ok := backends.As[backends.Accounter](o.store)
-	if !ok || c.Offline {
+	switch _, local := backends.As[backends.Localer](o.store); {
+	case local:
+		f.state = "set up"
+		return f
+	case !ok || c.Offline:
+		f.state = "set up; it was not asked"
 		return f
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)

@@ -187,9 +187,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		var pe *kong.ParseError
 		if errors.As(err, &pe) {
-			parser.Stdout = stderr // who asked for something else does not expect usage in it
-			_ = pe.Context.PrintUsage(true)
-			fmt.Fprintln(stderr, "sregfs:", err)
+			which := "sregfs"
+			if c := pe.Context.Selected(); c != nil {
+				which = c.FullPath()
+			}
+			fmt.Fprintf(stderr, "sregfs: %v; see %q\n", err, which+" --help")
 			return exitError(2)
 		}
 		return err

@@ -151,7 +151,11 @@ func (c *mountCmd) serve(ctx context.Context, e *environment, ready func(error))
 	for _, cl := range cat.Clients() {
 		names = append(names, cl.Name)
 	}
-	fmt.Fprintf(e.stderr, "sregfs: %s is ready with %s\n", c.Dir, strings.Join(names, ", "))
+	if e.LogFormat == "json" {
+		e.log.Info("is ready", "mount", c.Dir, "clients", names)
+	} else {
+		fmt.Fprintf(e.stderr, "sregfs: %s is ready with %s\n", c.Dir, strings.Join(names, ", "))
+	}
 	ready(nil)
 	go unmountOnSignal(signals, tree, c.Dir, e)
 	tree.Wait()

@@ -165,6 +165,9 @@ func checkMountPoint(dir string, log *slog.Logger) error {
 	case ourMount(dir) == dir:
 		return fmt.Errorf("%s is already a mount of sregfs; take it down with: sregfs unmount %s", dir, dir)
 	}
+	if err := unix.Access(dir, unix.W_OK); err != nil && os.Geteuid() != 0 {
+		return fmt.Errorf("mount point %s: %w; an ordinary user can mount only on a folder that they may write to", dir, err)
+	}
 	entries, err := os.ReadDir(dir)
 	if err == nil && len(entries) > 0 {
 		return fmt.Errorf("mount point %s is not empty; what is in it would be hidden", dir)
