@@ -206,6 +206,15 @@ func (c *crash) path(d *mounted, name string) string {
 	return filepath.Join(d.dir, c.a.client, name+".simg")
 }
 
+// makeCollection makes the folder of an image, and none above that: once a dead mount
+// is taken away, there must be nothing in its place.
+func makeCollection(image string) error {
+	if err := os.Mkdir(filepath.Dir(image), 0o755); !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil
+}
+
 // push writes a content and closes it, or renames it into place.
 func (c *crash) push(d *mounted, rng *rand.Rand, n *crashName, content int, temp string) {
 	n.mu.Lock()
@@ -217,7 +226,7 @@ func (c *crash) push(d *mounted, rng *rand.Rand, n *crashName, content int, temp
 		at = filepath.Join(filepath.Dir(final), temp)
 	}
 	err := func() error {
-		if err := os.MkdirAll(filepath.Dir(final), 0o755); err != nil {
+		if err := makeCollection(final); err != nil {
 			return err
 		}
 		f, err := os.Create(at)
@@ -266,7 +275,7 @@ func (c *crash) move(d *mounted, from, to *crashName) {
 	} else {
 		to.mu.Lock()
 		defer to.mu.Unlock()
-		err := os.MkdirAll(filepath.Dir(c.path(d, to.name)), 0o755)
+		err := makeCollection(c.path(d, to.name))
 		if err == nil {
 			err = os.Rename(c.path(d, from.name), c.path(d, to.name))
 		}
