@@ -46,10 +46,13 @@ func (c *Catalog) Forget(ctx context.Context, name string, ref backends.Ref, byt
 			return err
 		}
 	}
-	if cl := c.Client(name); cl != nil {
+	cl := c.Client(name)
+	if cl != nil {
 		name = cl.recordName
 	}
-	_, err = c.opts.Index.DeleteRecord(ctx, name, ref)
+	if _, err = c.opts.Index.DeleteRecord(ctx, name, ref); err == nil && cl != nil {
+		cl.unseen(ref)
+	}
 	return err
 }
 

@@ -120,10 +120,12 @@ func formatRecord(r index.Record) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// recordJob asks for a record of an image that somebody looked at.
+// recordJob asks for a record of an image that somebody looked at or, with unseen,
+// says that there is none any more.
 type recordJob struct {
-	cl  *Client
-	img backends.Image
+	cl     *Client
+	img    backends.Image
+	unseen bool
 }
 
 // Seen notes that somebody looked at an image: its record is written soon,
@@ -132,9 +134,20 @@ type recordJob struct {
 func (cl *Client) Seen(img backends.Image) {
 	cl.prepare(img)
 	select {
-	case cl.cat.records <- recordJob{cl, img}:
+	case cl.cat.records <- recordJob{cl: cl, img: img}:
 	default:
 	}
+}
+
+// unseen has the next look at an image whose record was forgotten write it anew, also
+// where the kernel would have answered by itself.
+func (cl *Client) unseen(ref backends.Ref) {
+	ref = ref.Latest()
+	select {
+	case cl.cat.records <- recordJob{cl: cl, img: backends.Image{Ref: ref}, unseen: true}:
+	default:
+	}
+	cl.state.changed(index.Diff{Changed: []index.Place{{Dir: ref.Dir(), File: ref.File()}}}, nil)
 }
 
 // prepareEvery is how often at most a store is told that bytes may be wanted.
@@ -167,6 +180,10 @@ func (c *Catalog) writeRecords() {
 		case <-c.ctx.Done():
 			return
 		case j := <-c.records:
+			if j.unseen {
+				maps.DeleteFunc(done, func(k key, _ bool) bool { return k.client == j.cl.Name && k.ref.Latest() == j.img.Ref })
+				continue
+			}
 			k := key{j.cl.Name, j.img.Revision, j.img.Ref}
 			if done[k] {
 				continue

@@ -166,3 +166,19 @@ func TestStoppedDaemon(t *testing.T) {
 		t.Errorf("status: %v: %s, want %q", err, out, want)
 	}
 }
+
+// TestForgottenRecord: a record that was forgotten comes back with the next look at
+// its image, as it came at first.
+func TestForgottenRecord(t *testing.T) {
+	eachClient(t, func(t *testing.T, a account) {
+		a.put(t, "pusheen/a:1", smallImage(t, 1))
+		d := newMachine(t, a.env...).mount("--client=" + a.client)
+		file := a.client + "/pusheen/a:1.simg"
+		looked := func(look string) { d.soon(look+" && %[2]s images -q | grep -q pusheen/a:1", file, program) }
+		looked("stat %[1]s")
+		for _, look := range []string{"stat %[1]s", "getfattr -d %[1]s", "cat %[1]s >/dev/null"} {
+			d.run("%s rm %s && ! %[1]s images -q | grep pusheen/a:1", program, file)
+			looked(look)
+		}
+	})
+}
