@@ -73,10 +73,8 @@ func (n *fileNode) known(ctx context.Context, img backends.Image) ([]string, map
 		"size": strconv.FormatInt(n.cl.Size(img), 10), "location": location,
 		"cached": strconv.FormatInt(cached, 10), "id": img.ID,
 	}
-	if t := img.Created; !t.IsZero() {
+	if t := n.cl.CreatedAt(ctx, img); !t.IsZero() {
 		values["created_at"] = t.UTC().Format("2006-01-02 15:04:05")
-	} else if !img.Modified.IsZero() {
-		values["created_at"] = img.Modified.UTC().Format("2006-01-02 15:04:05")
 	}
 	names := []string{"uri", "url", "client", "collection", "name", "tag", "version", "size", "created_at", "location", "cached", "id"}
 	if c := n.tree.cat.Cache(); c != nil && c.Pinned(n.cl.CacheKey(img)) {

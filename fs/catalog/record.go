@@ -50,6 +50,19 @@ func (cl *Client) note(ctx context.Context, img backends.Image, attrs json.RawMe
 	return cl.cat.opts.Index.PutRecord(ctx, r)
 }
 
+// CreatedAt is the date of an image's record; without one when the store says that
+// the image was made, or changed. It is zero where nothing says so.
+func (cl *Client) CreatedAt(ctx context.Context, img backends.Image) time.Time {
+	r, ok, err := cl.cat.opts.Index.Record(ctx, cl.recordName, img.Ref.Latest().WithVersion(img.Version))
+	switch {
+	case err == nil && ok:
+		return r.Created
+	case !img.Created.IsZero():
+		return img.Created
+	}
+	return img.Modified
+}
+
 // URI is the seeds' uri of an image: with its version where one is known.
 func (cl *Client) URI(img backends.Image) string {
 	return img.Ref.Latest().WithVersion(img.Version).String()

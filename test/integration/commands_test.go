@@ -176,6 +176,8 @@ func TestForgottenRecord(t *testing.T) {
 		file := a.client + "/pusheen/a:1.simg"
 		looked := func(look string) { d.soon(look+" && %[2]s images -q | grep -q pusheen/a:1", file, program) }
 		looked("stat %[1]s")
+		d.run(`test "$(getfattr --only-values -n user.sregistry.created_at %s)" = "$(python3 -c 'import json, sys; print(json.load(sys.stdin)["created_at"])' <%s/pusheen/a:1.json)"`,
+			file, a.client)
 		for _, look := range []string{"stat %[1]s", "getfattr -d %[1]s", "cat %[1]s >/dev/null"} {
 			d.run("%s rm %s && ! %[1]s images -q | grep pusheen/a:1", program, file)
 			looked(look)
