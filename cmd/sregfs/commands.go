@@ -154,7 +154,7 @@ func (e *environment) daemon(ctx context.Context, t target) (*control.Client, er
 			return nil, err
 		}
 		var root unix.Stat_t
-		if err := unix.Stat(t.mount, &root); err == nil && root.Dev == st.Device {
+		if err := unix.Stat(t.mount, &root); err == nil && root.Dev == st.Device || st.Device == 0 && st.Mount == t.mount {
 			return d, nil
 		}
 	}

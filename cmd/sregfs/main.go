@@ -170,7 +170,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			"Everything not listed here is done by ordinary programs on the mounted tree: cp pushes, ls lists, "+
 			"getfattr and cat IMAGE.json inspect, mv renames, rm deletes."),
 		kong.Vars{"version": "sregfs " + version},
-		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.ExplicitGroups([]kong.Group{{Key: "common", Title: "Flags of every command:"}}),
 		kong.Writers(stdout, stderr),

@@ -299,7 +299,7 @@ func (c *unmountCmd) Run(ctx context.Context, e *environment) error {
 	if dead := abortDead(m, e.log); c.Lazy || dead {
 		return detach(c.Dir)
 	}
-	ours := e.serves(ctx, m)
+	_, ours := e.serves(ctx, m)
 	if os.Geteuid() != 0 || unix.Unmount(c.Dir, 0) != nil {
 		out, err := exec.CommandContext(ctx, "fusermount3", "-u", c.Dir).CombinedOutput()
 		if err != nil {
@@ -312,17 +312,17 @@ func (c *unmountCmd) Run(ctx context.Context, e *environment) error {
 	return e.waitReleased(ctx, m)
 }
 
-// serves reports whether the daemon that has this command's cache is that of the
-// mount m.
-func (e *environment) serves(ctx context.Context, m mountEntry) bool {
+// serves asks the daemon that has this command's cache for its process, if it is that
+// of the mount m.
+func (e *environment) serves(ctx context.Context, m mountEntry) (pid int, ok bool) {
 	ask, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	d, err := control.Dial(ask, e.cacheDir())
 	if err != nil {
-		return false
+		return 0, false
 	}
 	st, err := d.Status(ask)
-	return err == nil && st.Mount == m.dir
+	return st.PID, err == nil && st.Mount == m.dir
 }
 
 // waitReleased returns when the daemon of the mount m, which was just taken down,
@@ -338,21 +338,15 @@ func (e *environment) waitReleased(ctx context.Context, m mountEntry) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	ask, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	d, err := control.Dial(ask, e.cacheDir())
-	if err != nil {
-		return nil
-	}
-	st, err := d.Status(ask)
-	if err != nil || ourMount(m.dir) == m.dir || st.Mount != m.dir {
+	pid, serves := e.serves(ctx, m)
+	if !serves || ourMount(m.dir) == m.dir {
 		return nil
 	}
 	why := "has not ended yet and keeps the cache until it has"
 	if who := mountedFor(os.DirFS("/proc"), m); who != "" {
 		why = fmt.Sprintf("still serves it to process %s, which has it in another mount namespace or place, and keeps the cache until that ends", who)
 	}
-	fmt.Fprintf(e.stderr, "sregfs: %s is unmounted here, but process %d %s\n", m.dir, st.PID, why)
+	fmt.Fprintf(e.stderr, "sregfs: %s is unmounted here, but process %d %s\n", m.dir, pid, why)
 	return nil
 }
 
