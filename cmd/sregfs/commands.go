@@ -437,6 +437,21 @@ func browse(ctx context.Context, url string) error {
 	return nil
 }
 
+// registriesIn adds to known what --registry names among the words of a command line
+// that is being typed.
+func registriesIn(words []string, known map[string]string) map[string]string {
+	for i, word := range words {
+		pair, ok := strings.CutPrefix(word, "--registry=")
+		if !ok && i > 0 && words[i-1] == "--registry" {
+			pair, ok = word, true
+		}
+		if name, address, has := strings.Cut(pair, "="); ok && has {
+			known[name] = address
+		}
+	}
+	return known
+}
+
 // clientNames are the clients' names for the shell to complete, those alone
 // that have a login if so asked.
 func clientNames(registries map[string]string, login bool) []string {

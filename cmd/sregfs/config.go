@@ -37,22 +37,22 @@ func configPath(args []string) (path string, mustExist bool) {
 // loadConfig reads the configuration file, whose keys are the flags' names:
 // "cache-size: 50G". Flags go before the environment, and the environment
 // before the file.
-func loadConfig(path string, mustExist bool) (kong.Resolver, error) {
+func loadConfig(path string, mustExist bool) (configFile, error) {
 	values := map[string]any{}
 	if path != "" {
 		data, err := os.ReadFile(path)
 		switch {
 		case errors.Is(err, iofs.ErrNotExist) && !mustExist:
 		case err != nil:
-			return nil, fmt.Errorf("read the configuration: %w", err)
+			return configFile{}, fmt.Errorf("read the configuration: %w", err)
 		default:
 			var content any
 			if err := yaml.Unmarshal(data, &content); err != nil {
-				return nil, fmt.Errorf("read the configuration %s: %w", path, err)
+				return configFile{}, fmt.Errorf("read the configuration %s: %w", path, err)
 			}
 			var ok bool
 			if values, ok = content.(map[string]any); !ok && content != nil {
-				return nil, fmt.Errorf("read the configuration %s: it has to be lines of \"NAME: VALUE\", named as the long flags are", path)
+				return configFile{}, fmt.Errorf("read the configuration %s: it has to be lines of \"NAME: VALUE\", named as the long flags are", path)
 			}
 		}
 	}
@@ -63,6 +63,16 @@ func loadConfig(path string, mustExist bool) (kong.Resolver, error) {
 type configFile struct {
 	path   string
 	values map[string]any
+}
+
+// registries are those that the file names.
+func (c configFile) registries() map[string]string {
+	list := map[string]string{}
+	pairs, _ := c.values["registry"].(map[string]any)
+	for name, address := range pairs {
+		list[name] = fmt.Sprint(address)
+	}
+	return list
 }
 
 // Validate refuses keys that no flag has: a misspelt setting must not pass for

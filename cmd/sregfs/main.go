@@ -180,7 +180,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	kongcompletion.Register(parser,
-		kongcompletion.WithPredictor("client", complete.PredictFunc(func(complete.Args) []string { return clientNames(c.Registry, false) })),
+		kongcompletion.WithPredictor("client", complete.PredictFunc(func(a complete.Args) []string {
+			return clientNames(registriesIn(a.Completed, file.registries()), false)
+		})),
 		kongcompletion.WithPredictor("login", complete.PredictFunc(func(complete.Args) []string { return clientNames(nil, true) })))
 	parsed, err := parser.Parse(args)
 	if err != nil {
