@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -55,9 +56,20 @@ func (m *machine) storage(home, name string) string {
 	return filepath.Join(home, ".singularity/shub", name+".simg")
 }
 
+// hangUpCounts has the programs that a test starts heed SIGHUP, also where the tests
+// themselves were started by nohup(1): a program that is executed goes on ignoring
+// what is ignored, and not what is caught.
+func hangUpCounts(t *testing.T) {
+	t.Helper()
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(caught) })
+}
+
 // TestSignalWhileStarting: a mount that is told to stop before it is ready does not
 // stay.
 func TestSignalWhileStarting(t *testing.T) {
+	hangUpCounts(t)
 	m := newMachine(t)
 	dir := filepath.Join(m.home, "mnt")
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -92,6 +104,7 @@ func TestSignalWhileStarting(t *testing.T) {
 // before, also where a token has to be fetched; the end of its terminal, and of who
 // reads its log, leaves no dead mount.
 func TestGoesOnAfterSignal(t *testing.T) {
+	hangUpCounts(t)
 	s := dropboxtest.New(dropboxtest.Options{LongpollMax: time.Second})
 	t.Cleanup(s.Close)
 	a := dropboxAt(s)
