@@ -112,7 +112,7 @@ func (d *Dir) describe(id string, hasJournal, hasData bool) Meta {
 	case fi == nil && m.State != discarded && m.State != Acknowledged:
 		m.State, m.Error = Failed, "the staged bytes are gone from the staging directory"
 	case m.State == Writing:
-		m.State, m.Error = Failed, "its writer was cut off when sregfs ended"
+		m.State, m.Error = Failed, "its writer was cut off"
 	}
 	return m
 }
