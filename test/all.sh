@@ -118,7 +118,7 @@ crash() {
 }
 
 long() {
-	SREGFS_LONG=1 halves 3h && FUZZTIME=1m fuzz
+	SREGFS_LONG=1 halves 3h && FUZZTIME=${FUZZTIME:-1m} fuzz
 }
 
 modules() { go mod verify; }
