@@ -14,11 +14,14 @@ const (
 	windowGrowth = 4
 	steadyRun    = 4 << 20
 	// copyRead: who asks for so much with an object's first byte is taken to copy
-	// all of it. The request brings firstWindow more, and so much again is read
-	// ahead of the next read. Who looks at an image's head, or mounts it, asks for
-	// less.
+	// all of it. The request brings firstWindow more, of a small object one part in
+	// copyShare, and copyAhead times so much again may be read ahead of the next
+	// read: the link must not stand still while that goes out. Who looks at an
+	// image's head, or mounts it, asks for less.
 	copyRead    = 128 << 10
 	firstWindow = 4 << 20
+	copyShare   = 32
+	copyAhead   = 2
 	// strays is how far a reader of a file within an object may read behind its
 	// end without meaning what lies there: the kernel reads 256 KiB ahead, and
 	// begins the next such piece in the midst of one.
@@ -48,12 +51,13 @@ type stream struct {
 	ahead int64 // up to where it is read ahead
 	run   int64 // how much it read in sequence
 	used  int   // tick of the last read
+	copy  bool  // it looks like a copy of all
 }
 
-// saw takes note of a read of [off, end). It returns the stream that it
-// belongs to and what should be there soon: [from, to), empty for nothing new. alone tells whether a
-// reader of so much is the only one.
-func (ss *streams) saw(off, end, limit int64, alone func(run int64) bool) (s *stream, from, to int64) {
+// saw takes note of a read of [off, end) of l, which is not locked. It returns the
+// stream that it belongs to and what should be there soon: [from, to), empty for
+// nothing new.
+func (ss *streams) saw(l *live, off, end int64) (s *stream, from, to int64) {
 	ss.tick++
 	var oldest *stream
 	for i := range ss.s {
@@ -72,7 +76,8 @@ func (ss *streams) saw(off, end, limit int64, alone func(run int64) bool) (s *st
 	if s == nil {
 		*oldest = stream{began: off, next: end, ahead: end, run: end - off, used: ss.tick}
 		if off == 0 && end >= copyRead {
-			oldest.run = max(oldest.run, firstWindow/windowGrowth)
+			oldest.run = max(oldest.run, copyAhead*firstWindow/windowGrowth)
+			oldest.copy = true
 		}
 		return oldest, 0, 0
 	}
@@ -83,15 +88,48 @@ func (ss *streams) saw(off, end, limit int64, alone func(run int64) bool) (s *st
 	s.run += end - max(off, s.next)
 	s.next = end
 	s.ahead = max(s.ahead, end)
+	limit := l.c.opts.ReadAhead
 	window := s.run
-	if s.run >= steadyRun || alone(s.run) {
+	if s.run >= steadyRun || l.alone(s.run) {
 		window *= windowGrowth
 	}
 	window = min(window, limit)
-	if s.ahead-s.next > window/2 {
+	if s.run < steadyRun && !s.copy {
+		if s.ahead-s.next > window/2 {
+			return s, 0, 0
+		}
+		return s, s.ahead, s.next + window
+	}
+	// What is still to come counts, not where the reader is: requests share the
+	// link, so that it waits for the first of them while all the others come, too,
+	// and is through with them at once when nothing is on its way any more.
+	to = min(s.ahead+window-l.missing(s.next, s.ahead), s.next+min(2*window, limit))
+	if to-s.ahead < window/4 {
 		return s, 0, 0
 	}
-	return s, s.ahead, s.next + window
+	return s, s.ahead, to
+}
+
+// alone reports whether a reader of run bytes is the only one so far.
+func (l *live) alone(run int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int64(l.trace.count-1)*blockSize <= run
+}
+
+// missing is how many bytes of [from, to) are not on disk, in whole blocks.
+func (l *live) missing(from, to int64) (n int64) {
+	if to = min(to, l.size); from >= to {
+		return 0
+	}
+	b, end := span(from, to-from)
+	for b < end {
+		b = l.recorded.next(b, end, false)
+		gap := l.recorded.next(b, end, true)
+		n += int64(gap-b) * blockSize
+		b = gap
+	}
+	return n
 }
 
 // note takes notice of a read: for the trace, for read-ahead and for the
@@ -115,12 +153,7 @@ func (o *Object) note(off, n int64) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	alone := func(run int64) bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return int64(l.trace.count-1)*blockSize <= run
-	}
-	s, from, to := o.streams.saw(off, off+n, l.c.opts.ReadAhead, alone)
+	s, from, to := o.streams.saw(l, off, off+n)
 	if to = min(to, l.size); from >= to {
 		return
 	}
@@ -142,6 +175,9 @@ func (o *Object) note(off, n int64) {
 	if s.run >= int64(l.trace.count)*blockSize/2 {
 		// Hardly anything but this reader: there is little else to spare for.
 		allowed += l.trace.count * windowGrowth
+	}
+	if s.copy {
+		allowed += (1 + copyAhead) * l.copyWindow()
 	}
 	if allowed < end-first {
 		// Little by little would be too many requests.

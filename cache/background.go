@@ -187,11 +187,12 @@ func (l *live) onItsWay(b int) bool {
 }
 
 // chunk is how many blocks one read-ahead request takes: long enough that
-// its round trip does not count, short enough that several share the window.
+// its round trip does not count, short enough that two share what is added to the
+// window.
 func (l *live) chunk() int {
 	n := minChunk / blockSize
 	if ahead := l.pump.ahead; len(ahead) > 0 {
-		n = max(n, (ahead[0].end-ahead[0].first)/4)
+		n = max(n, (ahead[0].end-ahead[0].first)/2)
 	}
 	return min(max(n, int(l.link.product()/blockSize)), maxChunk/blockSize)
 }

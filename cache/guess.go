@@ -23,6 +23,10 @@ func (l *live) allowance() int {
 	return max(0, l.trace.count*3/4+int(slack)-l.guess.waste)
 }
 
+// copyWindow is how many blocks the first request of what looks like a copy of all
+// brings besides.
+func (l *live) copyWindow() int { return int(min(firstWindow, l.size/copyShare) / blockSize) }
+
 // made notes that [first, end) is fetched on suspicion.
 func (g *guess) made(l *live, first, end int) {
 	for b := first; b < end; b++ {
@@ -77,9 +81,10 @@ func (l *live) around(first, end int) (from, to int) {
 		g.skipped, g.reach, n = 0, 1, 1
 	}
 	if first == 0 && end >= copyRead/blockSize && l.trace.count == 0 {
-		n = firstWindow / blockSize
+		n = l.copyWindow()
+	} else {
+		n = min(n, l.allowance())
 	}
-	n = min(n, l.allowance())
 	from, to = first, end
 	most := min(end+n, l.blocks)
 	if l.extent != nil {
