@@ -51,10 +51,14 @@ func (c *Cache) adopt(key, path string, size int64, release func()) error {
 	case err != nil:
 		return err
 	}
+	crc, err := checksums(osFile{src}, size)
 	charged := size + overhead(size)
-	if err = c.chargeInstead(charged, release); err == nil {
+	if err == nil {
+		err = c.chargeInstead(charged, release)
+	}
+	if err == nil {
 		var l *live
-		if l, err = c.install(key, size, tmp, osFile{src}, charged); err == nil {
+		if l, err = c.install(key, size, tmp, crc, charged, false); err == nil {
 			err := l.flush()
 			c.letGo(l)
 			return err

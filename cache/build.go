@@ -25,6 +25,9 @@ type building struct {
 // own; it must commit w. A caller whose ctx ends stops waiting; the build is
 // cancelled when nobody has waited for it for half a minute. Its error goes to
 // all who wait; the next caller builds anew.
+//
+// Such an object is of use within the program: OnComplete is not told of it, and
+// its MD5 stays unknown.
 func (c *Cache) Build(ctx context.Context, key string, build func(ctx context.Context, w *Writer) error) (*Object, error) {
 	name := objectName(key)
 	for {
@@ -102,6 +105,7 @@ func (c *Cache) startBuild(name, key string, build func(context.Context, *Writer
 		defer cancel(nil)
 		w, err := c.Create(ctx, key)
 		if err == nil {
+			w.inner = true
 			if err = build(ctx, w); err == nil && !w.committed() {
 				err = errors.New("the build ended without a commit")
 			}

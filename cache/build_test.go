@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,12 +23,10 @@ func TestBuildOnce(t *testing.T) {
 			if err := sleep(ctx, time.Second); err != nil {
 				return err
 			}
-			// The header comes last.
-			if _, err := w.WriteAt(data[1000:], 1000); err != nil {
-				return err
-			}
-			if _, err := w.WriteAt(data[:1000], 0); err != nil {
-				return err
+			for _, p := range [][]byte{data[:1000], data[1000:200_000], data[200_000:]} {
+				if _, err := w.Write(p); err != nil {
+					return err
+				}
 			}
 			return w.Commit(int64(len(data)))
 		}
@@ -94,6 +93,43 @@ func TestBuildOnce(t *testing.T) {
 		}
 		if n, _, _ := c.Stat("bad"); n != 0 {
 			t.Error("half a build is visible")
+		}
+	})
+}
+
+// TestBuildSums: what is written in odd pieces has the checksums by which its
+// blocks are checked when they are read from disk. Nobody is told of such an
+// object.
+func TestBuildSums(t *testing.T) {
+	told := 0
+	inBubble(t, Options{OnComplete: func(Completed) { told++ }}, func(t *testing.T, c *Cache, _ *memDisk) {
+		for _, size := range []int{1, blockSize, 5*blockSize + 1, 40*blockSize - 1} {
+			data := content(size, uint64(size))
+			build := func(claim int) (*Object, error) {
+				return c.Build(context.Background(), fmt.Sprint(size), func(ctx context.Context, w *Writer) error {
+					for off, n := 0, 1; off < size; off, n = off+n, n*3 {
+						if _, err := w.Write(data[off:min(off+n, size)]); err != nil {
+							return err
+						}
+					}
+					return w.Commit(int64(claim))
+				})
+			}
+			if o, err := build(size + 1); err == nil {
+				t.Errorf("%d bytes were taken for one more", size)
+				o.Close()
+			}
+			o, err := build(size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			o.l.distrust(0, o.l.blocks)
+			mustRead(t, o, data, 0, size)
+			o.Close()
+		}
+		if n := c.Stats().BadBlocks; n != 0 || told != 0 {
+			t.Errorf("%d bad blocks, %d objects told of", n, told)
 		}
 	})
 }

@@ -39,8 +39,8 @@ type Options struct {
 	// Log takes what no caller gets as an error. Default slog.Default().
 	Log *slog.Logger
 	// OnComplete is called once for each object that became complete, after
-	// it was checked and is durable, from a goroutine that holds no locks.
-	// Close waits for it.
+	// it was checked and is durable, from a goroutine that holds no locks; not
+	// for those that Build made. Close waits for it.
 	OnComplete func(Completed)
 	// OnDiskTrouble is called, once a minute at most and maybe with locks held,
 	// when the disk does not do what the cache needs: reads go on without it.

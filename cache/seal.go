@@ -21,14 +21,20 @@ type seal struct {
 	done bool
 	// restart: something below next was dropped and fetched again.
 	restart bool
-	next    int // the first block that is not hashed
+	// inner: the object was built for use within the program (Build). Of its
+	// checksums only the SHA-256 serves, to know it again.
+	inner bool
+	next  int // the first block that is not hashed
 
 	md5, sha256, sum hash.Hash
 }
 
 func (s *seal) reset(sum Sum) {
 	s.restart, s.next = false, 0
-	s.md5, s.sha256, s.sum = md5.New(), sha256.New(), nil
+	s.md5, s.sha256, s.sum = nil, sha256.New(), nil
+	if !s.inner {
+		s.md5 = md5.New()
+	}
 	if sum.New != nil {
 		s.sum = sum.New()
 	}
@@ -61,7 +67,7 @@ func (l *live) hashAlong() {
 	if done == nil || !l.trust() {
 		return
 	}
-	if done.fresh && l.c.opts.OnComplete != nil {
+	if done.fresh && done.MD5 != "" && l.c.opts.OnComplete != nil { // "": see seal.inner
 		l.c.opts.OnComplete(done.Completed)
 	}
 }
@@ -113,7 +119,9 @@ func (l *live) hashAll() *sealed {
 			}
 			n += k
 		}
-		l.seal.md5.Write(buf[:n])
+		if l.seal.md5 != nil {
+			l.seal.md5.Write(buf[:n])
+		}
 		l.seal.sha256.Write(buf[:n])
 		if l.seal.sum != nil {
 			l.seal.sum.Write(buf[:n])
@@ -130,7 +138,7 @@ func (l *live) toHash() (first, end int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := &l.seal
-	if s.md5 == nil || s.restart {
+	if s.sha256 == nil || s.restart {
 		s.reset(l.sum)
 	}
 	if s.next == l.blocks && l.present == l.blocks {
@@ -152,9 +160,11 @@ func (l *live) finishSeal() (done *sealed, again bool) {
 	c, s := l.c, &l.seal
 	done = &sealed{Completed: Completed{
 		Key: l.key, Size: l.size,
-		MD5:    hex.EncodeToString(s.md5.Sum(nil)),
 		SHA256: hex.EncodeToString(s.sha256.Sum(nil)),
 	}}
+	if s.md5 != nil {
+		done.MD5 = hex.EncodeToString(s.md5.Sum(nil))
+	}
 	l.mu.Lock()
 	want := l.sum.Hex
 	if s.sum == nil && l.sum.New != nil {

@@ -11,18 +11,25 @@ import (
 )
 
 // Writer takes the bytes of an object that is computed here rather than
-// fetched. Nothing of it is visible before Commit. Its methods are safe for
-// concurrent use.
+// fetched, in order. Nothing of it is visible before Commit. Its methods are
+// safe for concurrent use.
 type Writer struct {
 	c   *Cache
 	ctx context.Context
 	key string
 	tmp string
 	f   file
+	// inner: nobody outside wants to know what it is; see Build.
+	inner bool
+
+	// writing serializes Write. With it held, crc has the checksums of the blocks
+	// that were written whole, and tail that of what there is of the next.
+	writing sync.Mutex
+	crc     []uint32
+	tail    uint32
 
 	mu      sync.Mutex
-	pos     int64 // of Write
-	high    int64 // end of what was written
+	pos     int64 // how much was written
 	charged int64
 	done    bool
 }
@@ -41,13 +48,38 @@ func (c *Cache) Create(ctx context.Context, key string) (*Writer, error) {
 	return &Writer{c: c, ctx: ctx, key: key, tmp: tmp, f: f}, nil
 }
 
-// Write appends to what Write wrote before.
+// Write appends p. Room is made before; without room it fails with ErrNoRoom.
 func (w *Writer) Write(p []byte) (int, error) {
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	off, err := w.reach(int64(len(p)))
+	if err != nil {
+		return 0, err
+	}
+	n, err := w.f.WriteAt(p, off)
+	if err != nil {
+		err = fmt.Errorf("write the cached object %s: %w", w.key, err)
+	}
+	w.sum(p[:n], off)
 	w.mu.Lock()
-	off := w.pos
-	w.pos += int64(len(p))
+	w.pos += int64(n)
 	w.mu.Unlock()
-	return w.WriteAt(p, off)
+	return n, err
+}
+
+// sum takes p, at off, into the checksums while it is in the processor's cache.
+func (w *Writer) sum(p []byte, off int64) {
+	for len(p) > 0 {
+		k := min(int64(len(p)), blockSize-off%blockSize)
+		w.tail = crc32.Update(w.tail, castagnoli, p[:k])
+		p, off = p[k:], off+k
+		if off%blockSize == 0 {
+			w.crc, w.tail = append(w.crc, w.tail), 0
+		}
+	}
 }
 
 // ReadAt reads what has been written. It fails with ErrClosed, or as a closed
@@ -59,42 +91,22 @@ func (w *Writer) ReadAt(p []byte, off int64) (int, error) {
 	return w.f.ReadAt(p, off)
 }
 
-// WriteAt writes p at off. Room is made before; without room it fails with
-// ErrNoRoom.
-func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, fmt.Errorf("write %s at %d: negative offset", w.key, off)
-	}
-	if err := w.ctx.Err(); err != nil {
-		return 0, err
-	}
-	if err := w.reach(off + int64(len(p))); err != nil {
-		return 0, err
-	}
-	n, err := w.f.WriteAt(p, off)
-	if err != nil {
-		err = fmt.Errorf("write the cached object %s: %w", w.key, err)
-	}
-	return n, err
-}
-
-// reach makes room up to end.
-func (w *Writer) reach(end int64) error {
+// reach makes room for n bytes more and returns where they go.
+func (w *Writer) reach(n int64) (off int64, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.done {
-		return fmt.Errorf("write the cached object %s: %w", w.key, ErrClosed)
+		return 0, fmt.Errorf("write the cached object %s: %w", w.key, ErrClosed)
 	}
-	if need := end - w.charged; need > 0 {
+	if need := w.pos + n - w.charged; need > 0 {
 		if w.c.charge(need+roomStep, false) == nil {
 			need += roomStep
 		} else if err := w.c.charge(need, false); err != nil {
-			return err
+			return 0, err
 		}
 		w.charged += need
 	}
-	w.high = max(w.high, end)
-	return nil
+	return w.pos, nil
 }
 
 // Abort drops what was written. After Commit it does nothing.
@@ -112,10 +124,10 @@ func (w *Writer) Abort() {
 	w.c.room.give(w.charged, false)
 }
 
-// Commit makes the first size bytes of what was written the object; what was
-// never written is zeros. The object is complete at once; it becomes durable,
-// and its checksums known, a moment later. A crash before that leaves nothing.
-// When it fails, the Writer has been aborted.
+// Commit makes what was written the object; size is how much that has to be. The
+// object is complete at once; it becomes durable, and its checksums known, a
+// moment later. A crash before that leaves nothing. When it fails, the Writer has
+// been aborted.
 func (w *Writer) Commit(size int64) error {
 	err := w.commit(size)
 	if err != nil {
@@ -126,21 +138,23 @@ func (w *Writer) Commit(size int64) error {
 }
 
 func (w *Writer) commit(size int64) error {
-	if size < 0 || size > maxSize {
-		return fmt.Errorf("it cannot have %d bytes", size)
-	}
-	if err := w.reach(size); err != nil {
-		return err
-	}
-	if err := w.f.Truncate(size); err != nil {
-		return err
-	}
+	w.writing.Lock()
+	defer w.writing.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.done {
+	switch {
+	case w.done:
 		return ErrClosed
+	case size != w.pos:
+		return fmt.Errorf("%d bytes were written, not %d", w.pos, size)
+	case size > maxSize:
+		return fmt.Errorf("it cannot have %d bytes", size)
 	}
-	l, err := w.c.install(w.key, size, w.tmp, w.f, w.charged)
+	crc := w.crc
+	if size%blockSize > 0 {
+		crc = append(crc, w.tail)
+	}
+	l, err := w.c.install(w.key, size, w.tmp, crc, w.charged, w.inner)
 	if err != nil {
 		return err
 	}
@@ -168,13 +182,10 @@ func checksums(f file, size int64) ([]uint32, error) {
 	return crc, nil
 }
 
-// install makes the file tmp, which is open as f and charged with so many
-// bytes, the complete object of that key. The object is returned held.
-func (c *Cache) install(key string, size int64, tmp string, f file, charged int64) (*live, error) {
-	crc, err := checksums(f, size)
-	if err != nil {
-		return nil, err
-	}
+// install makes the file tmp, whose blocks have these checksums and which is
+// charged with so many bytes, the complete object of that key. The object is
+// returned held.
+func (c *Cache) install(key string, size int64, tmp string, crc []uint32, charged int64, inner bool) (*live, error) {
 	name := objectName(key)
 	for {
 		c.mu.Lock()
@@ -197,7 +208,7 @@ func (c *Cache) install(key string, size int64, tmp string, f file, charged int6
 			}
 			l.busy++
 			c.mu.Unlock()
-			if err := l.become(tmp, crc, charged); err != nil {
+			if err := l.become(tmp, crc, charged, inner); err != nil {
 				c.letGo(l)
 				return nil, err
 			}
@@ -221,7 +232,7 @@ func (c *Cache) install(key string, size int64, tmp string, f file, charged int6
 		e.live = l
 		l.busy++
 		c.mu.Unlock()
-		err := l.become(tmp, crc, charged)
+		err := l.become(tmp, crc, charged, inner)
 		c.mu.Lock()
 		close(e.gate)
 		e.gate = nil
@@ -236,7 +247,7 @@ func (c *Cache) install(key string, size int64, tmp string, f file, charged int6
 
 // become puts the file tmp, whose blocks have these checksums, in the place of
 // l's data.
-func (l *live) become(tmp string, crc []uint32, charged int64) error {
+func (l *live) become(tmp string, crc []uint32, charged int64, inner bool) error {
 	c := l.c
 	l.flushing.Lock()
 	l.mu.Lock()
@@ -286,7 +297,7 @@ func (l *live) become(tmp string, crc []uint32, charged int64) error {
 	l.unread.Store(false)
 	l.err = nil
 	l.complete.Store(true)
-	l.seal.restart, l.seal.done = true, false
+	l.seal.restart, l.seal.done, l.seal.inner = true, false, inner
 	l.tell()
 	l.hashOn()
 	l.mu.Unlock()

@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A row is one piece of work and those who do it.
@@ -114,6 +116,9 @@ func once(ctx context.Context, c contestant) (s sample, err error) {
 			return s, err
 		}
 	}
+	if err := backMemory(); err != nil {
+		return s, err
+	}
 	start := time.Now()
 	err = c.work(ctx, &s)
 	if s.Seconds == 0 {
@@ -125,6 +130,28 @@ func once(ctx context.Context, c contestant) (s sample, err error) {
 		}
 	}
 	return s, err
+}
+
+// backMemory has the machine's host back memory that is free here. A virtual
+// machine may hand free memory back (free page reporting), and the host then
+// takes its time at the first use of each page: whoever's turn came right after
+// a pause paid for it.
+func backMemory() error {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("free memory: %w", err)
+	}
+	// In a file that nobody maps: our own memory would count as that of the
+	// programs that we start.
+	fd, err := unix.MemfdCreate("free", unix.MFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("touching free memory: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Fallocate(fd, 0, 0, int64(min(uint64(info.Freeram)*uint64(info.Unit)/4, 2<<30))); err != nil {
+		return fmt.Errorf("touching free memory: %w", err)
+	}
+	return nil
 }
 
 func median(samples []sample) sample {
