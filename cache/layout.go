@@ -55,6 +55,7 @@ type meta struct {
 	Complete bool   `json:"complete,omitempty"`
 	MD5      string `json:"md5,omitempty"`
 	SHA256   string `json:"sha256,omitempty"`
+	Inner    bool   `json:"inner,omitempty"` // made by Build
 	// File is the data file as it was when the object was completed.
 	File identity `json:"file,omitzero"`
 }

@@ -74,6 +74,7 @@ func (c *Cache) load(e *entry) *live {
 		waiters: map[*waiter]struct{}{}, handles: map[*Object]struct{}{},
 		changed: make(chan struct{}),
 		guess:   guess{open: newBitmap(n), reach: 2},
+		seal:    seal{inner: e.m.Inner},
 	}
 	if e.saved {
 		// What cannot be opened, a planted link for one, gives way.

@@ -21,8 +21,9 @@ type seal struct {
 	done bool
 	// restart: something below next was dropped and fetched again.
 	restart bool
-	// inner: the object was built for use within the program (Build). Of its
-	// checksums only the SHA-256 serves, to know it again.
+	// inner: the object was built for use within the program (Build), and
+	// whoever built it knows what it is. Nobody asks for its checksums; that its
+	// blocks match theirs is enough.
 	inner bool
 	next  int // the first block that is not hashed
 
@@ -31,10 +32,11 @@ type seal struct {
 
 func (s *seal) reset(sum Sum) {
 	s.restart, s.next = false, 0
-	s.md5, s.sha256, s.sum = nil, sha256.New(), nil
-	if !s.inner {
-		s.md5 = md5.New()
+	s.md5, s.sha256, s.sum = nil, nil, nil
+	if s.inner {
+		return
 	}
+	s.md5, s.sha256 = md5.New(), sha256.New()
 	if sum.New != nil {
 		s.sum = sum.New()
 	}
@@ -47,6 +49,9 @@ func (l *live) hashOn() {
 		return
 	}
 	all := l.present == l.blocks
+	if !all && l.exact {
+		return // it comes faster than it can be hashed: its readers go first
+	}
 	if !all && l.recorded.next(s.next, min(s.next+hashStep, l.blocks), false) < s.next+hashStep {
 		return
 	}
@@ -67,7 +72,7 @@ func (l *live) hashAlong() {
 	if done == nil || !l.trust() {
 		return
 	}
-	if done.fresh && done.MD5 != "" && l.c.opts.OnComplete != nil { // "": see seal.inner
+	if done.fresh && l.c.opts.OnComplete != nil {
 		l.c.opts.OnComplete(done.Completed)
 	}
 }
@@ -119,12 +124,10 @@ func (l *live) hashAll() *sealed {
 			}
 			n += k
 		}
-		if l.seal.md5 != nil {
-			l.seal.md5.Write(buf[:n])
-		}
-		l.seal.sha256.Write(buf[:n])
-		if l.seal.sum != nil {
-			l.seal.sum.Write(buf[:n])
+		for _, h := range []hash.Hash{l.seal.md5, l.seal.sha256, l.seal.sum} {
+			if h != nil {
+				h.Write(buf[:n])
+			}
 		}
 		l.mu.Lock()
 		l.seal.next = first + (n+blockSize-1)/blockSize
@@ -140,6 +143,10 @@ func (l *live) toHash() (first, end int) {
 	s := &l.seal
 	if s.sha256 == nil || s.restart {
 		s.reset(l.sum)
+	}
+	if s.inner {
+		// What was checked in this run, or has just been made, need not be read.
+		s.next = l.ready.next(s.next, l.blocks, false)
 	}
 	if s.next == l.blocks && l.present == l.blocks {
 		return -1, 0
@@ -158,16 +165,14 @@ func (l *live) toHash() (first, end int) {
 // be; again when hashing has to go on.
 func (l *live) finishSeal() (done *sealed, again bool) {
 	c, s := l.c, &l.seal
-	done = &sealed{Completed: Completed{
-		Key: l.key, Size: l.size,
-		SHA256: hex.EncodeToString(s.sha256.Sum(nil)),
-	}}
-	if s.md5 != nil {
-		done.MD5 = hex.EncodeToString(s.md5.Sum(nil))
+	done = &sealed{Completed: Completed{Key: l.key, Size: l.size}}
+	hashed := s.sha256 != nil // else see seal.inner
+	if hashed {
+		done.MD5, done.SHA256 = hex.EncodeToString(s.md5.Sum(nil)), hex.EncodeToString(s.sha256.Sum(nil))
 	}
 	l.mu.Lock()
 	want := l.sum.Hex
-	if s.sum == nil && l.sum.New != nil {
+	if s.sum == nil && l.sum.New != nil && hashed {
 		// The checksum became known after hashing began.
 		s.restart = true
 	}
@@ -184,7 +189,7 @@ func (l *live) finishSeal() (done *sealed, again bool) {
 			l.reject(fmt.Errorf("%w: it is %s, not %s", ErrCorrupt, have, want))
 			return nil, false
 		}
-	} else if before != "" && before != done.SHA256 {
+	} else if hashed && before != "" && before != done.SHA256 {
 		l.reject(fmt.Errorf("%w: its SHA-256 is %s, not %s", ErrCorrupt, done.SHA256, before))
 		return nil, false
 	}
@@ -205,7 +210,7 @@ func (l *live) finishSeal() (done *sealed, again bool) {
 		l.unsealed = true // the description says too much
 		return nil, true
 	}
-	done.fresh = before != done.SHA256
+	done.fresh = hashed && before != done.SHA256
 	return done, false
 }
 
@@ -229,7 +234,7 @@ func (l *live) describeComplete(done Completed) error {
 		return err
 	}
 	return l.describe(func(m *meta) {
-		m.Complete, m.MD5, m.SHA256, m.File = true, done.MD5, done.SHA256, id
+		m.Complete, m.Inner, m.MD5, m.SHA256, m.File = true, done.SHA256 == "", done.MD5, done.SHA256, id
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -20,6 +21,9 @@ const (
 	// layersAtOnce is how many layers are fetched and unpacked at a time. More
 	// would wait for processors, each with some megabytes in hand.
 	layersAtOnce = 4
+	// completeAfter is how long an image's file is not written out for: whoever has
+	// waited for the image is starting now, and has the processors.
+	completeAfter = 2 * time.Second
 )
 
 // assembly is a container image that is ready to be read: the map of the file,
@@ -104,31 +108,45 @@ func (a *assembly) readAt(ctx context.Context, p []byte, off int64) (int, error)
 	return n, err
 }
 
-// complete writes the whole file into the cache in the background, so that the
-// kernel can read it without this program; again when it was evicted, but not
-// when there was no way to do it. An image with a lazy layer is left to what is
-// read of it.
-func (a *assembly) complete(obj *cache.Object) {
+// complete writes the whole file into the cache in the background, a while after it
+// was opened, so that the kernel can read it without this program; again when it
+// was evicted, but not when there was no way to do it, or when it was removed
+// meanwhile. An image with a lazy layer is left to what is read of it.
+func (a *assembly) complete() {
 	if a.lazy() || !a.filling.CompareAndSwap(false, true) {
 		return
 	}
 	cat := a.cl.cat
-	again, err := cat.opts.Cache.Object(cache.Spec{Key: a.cl.CacheKey(a.img), Size: obj.Size(), Fetcher: a, Exact: true})
-	if err != nil {
-		return // the reader's own handle serves
-	}
 	cat.work.Go(func() {
-		defer again.Close()
-		err := a.fetchData(cat.ctx)
-		if err == nil {
-			err = again.Fill(cat.ctx)
+		select {
+		case <-time.After(completeAfter):
+		case <-cat.ctx.Done():
+			return
 		}
+		err := a.writeOut(cat.ctx)
 		if err == nil {
 			a.filling.Store(false)
 		} else if cat.ctx.Err() == nil {
 			a.cl.log.Warn("a container image is not kept whole", "image", a.img.Ref.String(), "error", err)
 		}
 	})
+}
+
+// writeOut is complete's work.
+func (a *assembly) writeOut(ctx context.Context) error {
+	c, key := a.cl.cat.opts.Cache, a.cl.CacheKey(a.img)
+	if _, size, complete := c.Stat(key); size < 0 || complete {
+		return nil
+	}
+	obj, err := c.Object(cache.Spec{Key: key, Size: a.image.Size(), Fetcher: a, Exact: true})
+	if err != nil {
+		return err
+	}
+	defer obj.Close()
+	if err := a.fetchData(ctx); err != nil {
+		return err
+	}
+	return obj.Fill(ctx)
 }
 
 // fetchData brings the layers' data here, those that were evicted too, several

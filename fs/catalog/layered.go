@@ -116,7 +116,7 @@ func (cl *Client) openAs(ctx context.Context, img backends.Image, codec oci.Code
 	if err != nil {
 		return nil, err
 	}
-	a.complete(obj)
+	a.complete()
 	return &Content{size: obj.Size(), obj: obj}, nil
 }
 
