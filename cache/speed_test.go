@@ -39,6 +39,27 @@ func onLink(t *testing.T, n int, rtt time.Duration, rate float64, o Options, do 
 	})
 }
 
+// readPieces reads n bytes of o from the start, in pieces of which some are under way
+// at once, each sent a little after the one before.
+func readPieces(t *testing.T, o *Object, n, size int64, atOnce int) {
+	t.Helper()
+	turn, done := make(chan bool, atOnce), make(chan error, n/size)
+	for off := int64(0); off < n; off += size {
+		turn <- true
+		go func() {
+			_, err := o.ReadAt(context.Background(), make([]byte, size), off)
+			done <- err
+			<-turn
+		}()
+		time.Sleep(50 * time.Microsecond)
+	}
+	for range n / size {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestColdSequential: the first read of a whole object keeps the link full from
 // the first byte to the last, in few requests, read as the kernel reads: two
 // pieces at a time.
@@ -49,21 +70,7 @@ func TestColdSequential(t *testing.T) {
 			t.Run(fmt.Sprintf("%.0fMbit/%v", rate*8/1e6, rtt), func(t *testing.T) {
 				onLink(t, n, rtt, rate, Options{}, func(t *testing.T, o *Object, src *source) {
 					start := time.Now()
-					turn, done := make(chan bool, 2), make(chan error, n/size)
-					for off := int64(0); off < n; off += size {
-						turn <- true
-						go func() {
-							_, err := o.ReadAt(context.Background(), make([]byte, size), off)
-							done <- err
-							<-turn
-						}()
-						time.Sleep(50 * time.Microsecond) // the second is sent after the first
-					}
-					for range n / size {
-						if err := <-done; err != nil {
-							t.Fatal(err)
-						}
-					}
+					readPieces(t, o, n, size, 2)
 					took, plain := time.Since(start), download(n, rtt, rate)
 					req, served := src.count()
 					t.Logf("%v against %v plain, %d requests, %d bytes", took, plain, req, served)
@@ -89,23 +96,10 @@ func TestColdOnce(t *testing.T) {
 	for _, rate := range []float64{5e6, 60e6} {
 		for _, rtt := range []time.Duration{0, 20 * time.Millisecond} {
 			for _, size := range []int64{128 << 10, 1 << 20} {
-				for _, atOnce := range []int64{1, 2, 4} {
+				for _, atOnce := range []int{1, 2, 4} {
 					t.Run(fmt.Sprintf("%.0fMB/%v/%dK/%d", rate/1e6, rtt, size>>10, atOnce), func(t *testing.T) {
 						onLink(t, n, rtt, rate, Options{}, func(t *testing.T, o *Object, src *source) {
-							turn, done := make(chan bool, atOnce), make(chan error, n/size)
-							for off := int64(0); off < n; off += size {
-								turn <- true
-								go func() {
-									_, err := o.ReadAt(context.Background(), make([]byte, size), off)
-									done <- err
-									<-turn
-								}()
-							}
-							for range n / size {
-								if err := <-done; err != nil {
-									t.Fatal(err)
-								}
-							}
+							readPieces(t, o, n, size, atOnce)
 							if req, served := src.count(); served > n+n/100 {
 								t.Errorf("%d requests of %d bytes for %d", req, served, n)
 							}
