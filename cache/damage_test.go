@@ -5,10 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"github.com/sregfs/sregfs/test/bubble"
 )
 
 // TestDamageOnDisk alters a cache's files between two runs. Whatever was done
@@ -277,4 +282,50 @@ func TestCompleteNeedsNoMap(t *testing.T) {
 	if _, after := src.count(); after == before {
 		t.Error("bytes without a checksum were trusted")
 	}
+}
+
+// TestSyncFails: what the disk could not make durable is fetched again before the
+// object counts as complete, and is right after the power was lost.
+func TestSyncFails(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		d := newMemDisk()
+		failed := false
+		d.before = func(op, name string) error {
+			if op != "sync" || failed || filepath.Ext(name) != dataSuffix {
+				return nil
+			}
+			// Linux tells of it once, and takes the pages for written.
+			failed = true
+			d.names[name].writes = nil
+			return syscall.EIO
+		}
+		c, err := open(d, Options{Log: quiet()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, src := keySpec(1, 8*blockSize)
+		o := mustOpen(t, c, spec)
+		for range 2 {
+			mustRead(t, o, src.data, 0, len(src.data))
+			time.Sleep(time.Minute)
+		}
+		if _, served := src.count(); !failed || served < 2*int64(len(src.data)) {
+			t.Errorf("%d bytes were fetched after a failure", served)
+		}
+		if !o.Complete() {
+			t.Error("it is not complete")
+		}
+		d = d.crash(rand.New(rand.NewPCG(1, 1)))
+		o.Close()
+		c.Close()
+		if c, err = open(d, Options{Log: quiet()}); err != nil {
+			t.Fatal(err)
+		}
+		o = mustOpen(t, c, spec)
+		mustRead(t, o, src.data, 0, len(src.data))
+		o.Close()
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -88,20 +89,31 @@ func (l *live) flush() error {
 		return nil
 	}
 	if err := l.withData(func(f file) error { return f.Sync() }); err != nil {
-		// What the kernel could not write it may also have forgotten: have
-		// each of these checked when it is next read.
-		l.mu.Lock()
-		l.gen.Add(1)
-		for _, b := range blocks {
-			l.ready.clear(b)
-		}
-		l.mu.Unlock()
-		return fmt.Errorf("save what was fetched: %w", err)
+		return fmt.Errorf("save what was fetched: %w", errors.Join(err, l.unkept(blocks, err)))
 	}
 	if err := l.describe(nil); err != nil {
 		return err
 	}
 	return l.saveMap(blocks)
+}
+
+// unkept forgets blocks that could not be made durable: what the kernel could not
+// write it may have lost, and it says so only once. The caller holds l.flushing.
+func (l *live) unkept(blocks []int, err error) error {
+	l.mu.Lock()
+	l.pump.full = err
+	for _, b := range blocks {
+		if l.recorded.has(b) {
+			l.forgetBlock(b)
+		}
+	}
+	unsealed := l.unsealed
+	l.unsealed = false
+	l.mu.Unlock()
+	if !unsealed {
+		return nil
+	}
+	return l.describe(func(m *meta) { m.Complete, m.File = false, identity{} })
 }
 
 // describe writes the description after change has been made to it, or, with
