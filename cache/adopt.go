@@ -51,14 +51,14 @@ func (c *Cache) adopt(key, path string, size int64, release func()) error {
 	case err != nil:
 		return err
 	}
-	crc, err := checksums(osFile{src}, size)
 	charged := size + overhead(size)
-	if err == nil {
-		err = c.chargeInstead(charged, release)
-	}
-	if err == nil {
+	if err = c.chargeInstead(charged, release); err == nil {
+		var crc []uint32
 		var l *live
-		if l, err = c.install(key, size, tmp, crc, charged, false); err == nil {
+		if crc, err = checksums(osFile{src}, size); err == nil {
+			l, err = c.install(key, size, tmp, crc, charged, false)
+		}
+		if err == nil {
 			err := l.flush()
 			c.letGo(l)
 			return err

@@ -327,7 +327,8 @@ func (c *Cache) Stat(key string) (cached, size int64, complete bool) {
 }
 
 // Completed returns what is known of a complete object; ok is false for one
-// that is not complete, or whose checksums are still being computed.
+// that is not complete, whose checksums are still being computed, or that Build
+// made.
 func (c *Cache) Completed(key string) (done Completed, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -234,7 +234,7 @@ func (l *live) describeComplete(done Completed) error {
 		return err
 	}
 	return l.describe(func(m *meta) {
-		m.Complete, m.Inner, m.MD5, m.SHA256, m.File = true, done.SHA256 == "", done.MD5, done.SHA256, id
+		m.Complete, m.MD5, m.SHA256, m.File = true, done.MD5, done.SHA256, id
 	})
 }
 

@@ -125,9 +125,9 @@ func (w *Writer) Abort() {
 }
 
 // Commit makes what was written the object; size is how much that has to be. The
-// object is complete at once; it becomes durable, and its checksums known, a
-// moment later. A crash before that leaves nothing. When it fails, the Writer has
-// been aborted.
+// object is complete at once; it becomes durable, and its checksums known if
+// anybody wants them (see Build), a moment later. A crash before that leaves
+// nothing. When it fails, the Writer has been aborted.
 func (w *Writer) Commit(size int64) error {
 	err := w.commit(size)
 	if err != nil {
@@ -280,6 +280,7 @@ func (l *live) become(tmp string, crc []uint32, charged int64, inner bool) error
 		owed += overhead(l.size)
 	}
 	l.e.charged += owed
+	l.e.m.Inner = inner
 	delete(c.corrupt, l.e.name)
 	delete(c.strikes, l.e.name)
 	c.mu.Unlock()
