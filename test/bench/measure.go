@@ -147,9 +147,13 @@ func backMemory() error {
 	if err != nil {
 		return fmt.Errorf("touching free memory: %w", err)
 	}
-	defer unix.Close(fd)
-	if err := unix.Fallocate(fd, 0, 0, int64(min(uint64(info.Freeram)*uint64(info.Unit)/4, 2<<30))); err != nil {
-		return fmt.Errorf("touching free memory: %w", err)
+	f := os.NewFile(uintptr(fd), "free memory")
+	defer f.Close()
+	zeros := make([]byte, 1<<20)
+	for range min(uint64(info.Freeram)*uint64(info.Unit)/4, 2<<30) >> 20 {
+		if _, err := f.Write(zeros); err != nil {
+			return fmt.Errorf("touching free memory: %w", err)
+		}
 	}
 	return nil
 }
