@@ -15,13 +15,16 @@ const (
 	steadyRun    = 4 << 20
 	// copyRead: who asks for so much with an object's first byte is taken to copy
 	// all of it. The request brings firstWindow more, of a small object one part in
-	// copyShare, and copyAhead times so much again may be read ahead of the next
-	// read: the link must not stand still while that goes out. Who looks at an
-	// image's head, or mounts it, asks for less.
+	// copyShare; what follows is asked for once copySure was read in order. Who
+	// looks at an image's head, or mounts it, asks for less.
 	copyRead    = 128 << 10
 	firstWindow = 4 << 20
-	copyShare   = 32
-	copyAhead   = 2
+	copyShare   = 16
+	copySure    = 1 << 20
+	// A steady reader is read ahead openProducts times what the link holds, and
+	// leastOpen at least; when half of that has come, the next is asked for.
+	openProducts = 4
+	leastOpen    = 1 << 20
 	// strays is how far a reader of a file within an object may read behind its
 	// end without meaning what lies there: the kernel reads 256 KiB ahead, and
 	// begins the next such piece in the midst of one.
@@ -76,7 +79,8 @@ func (ss *streams) saw(l *live, off, end int64) (s *stream, from, to int64) {
 	if s == nil {
 		*oldest = stream{began: off, next: end, ahead: end, run: end - off, used: ss.tick}
 		if off == 0 && end >= copyRead {
-			oldest.run = max(oldest.run, copyAhead*firstWindow/windowGrowth)
+			oldest.run = max(oldest.run, firstWindow/windowGrowth)
+			oldest.ahead += int64(l.copyWindow()) * blockSize
 			oldest.copy = true
 		}
 		return oldest, 0, 0
@@ -100,14 +104,19 @@ func (ss *streams) saw(l *live, off, end int64) (s *stream, from, to int64) {
 		}
 		return s, s.ahead, s.next + window
 	}
-	// What is still to come counts, not where the reader is: requests share the
-	// link, so that it waits for the first of them while all the others come, too,
-	// and is through with them at once when nothing is on its way any more.
-	to = min(s.ahead+window-l.missing(s.next, s.ahead), s.next+min(2*window, limit))
-	if to-s.ahead < window/4 {
+	if s.copy && s.next-s.began <= copySure {
 		return s, 0, 0
 	}
-	return s, s.ahead, to
+	// What is on its way counts, not where the reader is: requests share the link,
+	// so that the reader waits for the first while the others come, too, and is
+	// through with them at once when nothing more is on its way. But what is asked
+	// for beyond what fills the link only delays what is read next.
+	most := min(window, max(leastOpen, openProducts*l.link.product()))
+	open := l.missing(s.next, s.ahead)
+	if open > most/2 {
+		return s, 0, 0
+	}
+	return s, s.ahead, min(s.ahead+most-open, s.next+limit)
 }
 
 // alone reports whether a reader of run bytes is the only one so far.
@@ -175,9 +184,6 @@ func (o *Object) note(off, n int64) {
 	if s.run >= int64(l.trace.count)*blockSize/2 {
 		// Hardly anything but this reader: there is little else to spare for.
 		allowed += l.trace.count * windowGrowth
-	}
-	if s.copy {
-		allowed += (1 + copyAhead) * l.copyWindow()
 	}
 	if allowed < end-first {
 		// Little by little would be too many requests.

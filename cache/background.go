@@ -16,12 +16,13 @@ const (
 	maxPrefetch   = 4096
 	prefetchBatch = 16
 	prefetchGap   = 64 << 10 / blockSize
-	// minChunk and maxChunk bound a read-ahead request, maxStretch one of
-	// those that fetch all the rest: what readers ask for in the midst of one
+	// minChunk and maxChunk bound a read-ahead request, which otherwise brings all
+	// that is asked for at a time: requests that share the link delay the one that
+	// is waited for. maxStretch bounds one of those that fetch all the rest: what readers ask for in the midst of one
 	// comes twice. Over a long fat link it is longer.
 	minChunk   = 256 << 10
 	maxChunk   = 8 << 20
-	maxStretch = 8 << 20
+	maxStretch = 4 << 20
 	// pauseAfterError is how long background work rests after it failed.
 	pauseAfterError = 5 * time.Second
 	// buffered is how long what a sender has sent may lie in sockets.
@@ -74,7 +75,7 @@ func (l *live) nextBackground(t *transfer) (w want, ok bool) {
 	if len(l.handles) == 0 || l.err != nil || l.fetcher == nil {
 		return want{}, false
 	}
-	if w, ok := l.takeMissing(&p.ahead, l.chunk(), l.covered); ok {
+	if w, ok := l.takeMissing(&p.ahead, maxChunk/blockSize, l.covered); ok {
 		return w, true
 	}
 	p.sortHints()
@@ -184,17 +185,6 @@ func (l *live) onItsWay(b int) bool {
 		}
 	}
 	return false
-}
-
-// chunk is how many blocks one read-ahead request takes: long enough that
-// its round trip does not count, short enough that two share what is added to the
-// window.
-func (l *live) chunk() int {
-	n := minChunk / blockSize
-	if ahead := l.pump.ahead; len(ahead) > 0 {
-		n = max(n, (ahead[0].end-ahead[0].first)/2)
-	}
-	return min(max(n, int(l.link.product()/blockSize)), maxChunk/blockSize)
 }
 
 // stretch is how many blocks one request takes when everything is fetched.

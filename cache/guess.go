@@ -24,8 +24,10 @@ func (l *live) allowance() int {
 }
 
 // copyWindow is how many blocks the first request of what looks like a copy of all
-// brings besides.
-func (l *live) copyWindow() int { return int(min(firstWindow, l.size/copyShare) / blockSize) }
+// brings besides. They are no guess that a reader has to earn.
+func (l *live) copyWindow() int {
+	return int(min(firstWindow, l.size/copyShare, l.c.opts.ReadAhead) / blockSize)
+}
 
 // made notes that [first, end) is fetched on suspicion.
 func (g *guess) made(l *live, first, end int) {
@@ -80,7 +82,8 @@ func (l *live) around(first, end int) (from, to int) {
 		}
 		g.skipped, g.reach, n = 0, 1, 1
 	}
-	if first == 0 && end >= copyRead/blockSize && l.trace.count == 0 {
+	copies := first == 0 && end >= copyRead/blockSize && l.trace.count == 0
+	if copies {
 		n = l.copyWindow()
 	} else {
 		n = min(n, l.allowance())
@@ -98,7 +101,9 @@ func (l *live) around(first, end int) (from, to int) {
 	for from > max(0, first-n/2) && !l.covered(from-1) {
 		from--
 	}
-	g.made(l, from, first)
-	g.made(l, end, to)
+	if !copies {
+		g.made(l, from, first)
+		g.made(l, end, to)
+	}
 	return from, to
 }

@@ -65,11 +65,16 @@ func (k *link) capacity() float64 {
 	return max(k.rate, min(k.burst, fastLink))
 }
 
-// product is the bandwidth-delay product in bytes.
+// product is the bandwidth-delay product in bytes, by the capacity while no rate
+// was measured.
 func (k *link) product() int64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return int64(k.rate * k.rtt.Seconds())
+	rate := k.rate
+	if rate == 0 {
+		rate = min(k.burst, fastLink)
+	}
+	return int64(rate * k.rtt.Seconds())
 }
 
 // within is how many bytes come in d, or in a round trip where that is longer.
