@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sregfs/sregfs/image/imagetest"
 )
@@ -39,6 +40,14 @@ func TestPassthrough(t *testing.T) {
 					return nil
 				})
 				d.run("cat %s >/dev/null", file) // the page cache has all of it
+				d.eventually("the daemon to have read what its record says", func() error {
+					read := d.status().Cache.Hits
+					time.Sleep(500 * time.Millisecond)
+					if again := d.status().Cache.Hits; again != read {
+						return fmt.Errorf("%d reads, and then %d", read, again)
+					}
+					return nil
+				})
 				before := d.status()
 				d.run("for n in $(seq 10); do cat %s | cmp - %s || exit 1; done; exec 3<%s; cat %s >/dev/null",
 					file, d.give(image), file, file)
