@@ -119,7 +119,9 @@ func (pf *pendingFile) close(ctx context.Context, n *fileNode, exiting bool) err
 		pf.learn()
 		return nil
 	}
-	if err := staged.Complete(ctx); err != nil {
+	// The look at what was written is short, and what it finds is told even if the
+	// kernel says that the caller, who was killed, waits no longer.
+	if err := staged.Complete(context.WithoutCancel(ctx)); err != nil {
 		switch {
 		case pf.heldElsewhere():
 			pf.mu.Lock()
