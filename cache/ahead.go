@@ -80,8 +80,8 @@ func (ss *streams) saw(l *live, off, end int64) (s *stream, from, to int64) {
 		*oldest = stream{began: off, next: end, ahead: end, run: end - off, used: ss.tick}
 		if off == 0 && end >= copyRead {
 			oldest.run = max(oldest.run, firstWindow/windowGrowth)
-			oldest.ahead += int64(l.copyWindow()) * blockSize
 			oldest.copy = true
+			return oldest, end, end + int64(l.copyWindow())*blockSize
 		}
 		return oldest, 0, 0
 	}
@@ -180,25 +180,32 @@ func (o *Object) note(off, n int64) {
 	}
 	first = int(from / blockSize)
 	end = min(int((to+blockSize-1)/blockSize), l.blocks)
+	// What looks like a copy has its first window without having earned it. Where the
+	// request for the first bytes brings that (around), nothing is left to ask for.
+	opening := s.copy && s.began == off && s.next == off+n
+	if !opening {
+		if end = min(end, first+l.affordable(s, end-first)); first >= end {
+			return
+		}
+		l.guess.made(l, first, end)
+	}
+	s.ahead = max(s.ahead, min(int64(end)*blockSize, to))
+	l.pump.ahead = append(l.pump.ahead, want{first, end})
+	l.pumpOn()
+}
+
+// affordable is how many of so many blocks may be read ahead of s: all, some, or
+// none where it would become little by little. The caller holds l.mu.
+func (l *live) affordable(s *stream, blocks int) int {
 	allowed := l.allowance()
 	if s.run >= int64(l.trace.count)*blockSize/2 {
 		// Hardly anything but this reader: there is little else to spare for.
 		allowed += l.trace.count * windowGrowth
 	}
-	if allowed < end-first {
-		// Little by little would be too many requests.
-		if allowed < (end-first)/4 || allowed < minChunk/blockSize {
-			return
-		}
-		end = first + allowed
+	if allowed < blocks && (allowed < blocks/4 || allowed < minChunk/blockSize) {
+		return 0 // it would be too many requests
 	}
-	if first >= end {
-		return
-	}
-	s.ahead = max(s.ahead, min(int64(end)*blockSize, to))
-	l.guess.made(l, first, end)
-	l.pump.ahead = append(l.pump.ahead, want{first, end})
-	l.pumpOn()
+	return allowed
 }
 
 // within is up to where s may be read ahead: it stays in the file that it began

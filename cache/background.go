@@ -18,8 +18,9 @@ const (
 	prefetchGap   = 64 << 10 / blockSize
 	// minChunk and maxChunk bound a read-ahead request, which otherwise brings all
 	// that is asked for at a time: requests that share the link delay the one that
-	// is waited for. maxStretch bounds one of those that fetch all the rest: what readers ask for in the midst of one
-	// comes twice. Over a long fat link it is longer.
+	// is waited for. maxStretch bounds one of those that fetch all the rest: what
+	// readers ask for in the midst of one comes twice. Over a long fat link it is
+	// longer.
 	minChunk   = 256 << 10
 	maxChunk   = 8 << 20
 	maxStretch = 4 << 20

@@ -27,7 +27,7 @@ type building struct {
 // all who wait; the next caller builds anew.
 //
 // Such an object is of use within the program: OnComplete is not told of it, and
-// its MD5 stays unknown.
+// its checksums stay unknown.
 func (c *Cache) Build(ctx context.Context, key string, build func(ctx context.Context, w *Writer) error) (*Object, error) {
 	name := objectName(key)
 	for {

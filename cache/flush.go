@@ -74,17 +74,13 @@ func (c *Cache) settle(l *live) {
 func (l *live) flush() error {
 	l.flushing.Lock()
 	defer l.flushing.Unlock()
+	if err := l.unseal(); err != nil {
+		return err
+	}
 	l.mu.Lock()
 	blocks := l.unsaved
 	l.unsaved = nil
-	unsealed := l.unsealed
-	l.unsealed = false
 	l.mu.Unlock()
-	if unsealed {
-		if err := l.describe(func(m *meta) { m.Complete, m.File = false, identity{} }); err != nil {
-			return err
-		}
-	}
 	if len(blocks) == 0 {
 		return nil
 	}
@@ -107,6 +103,14 @@ func (l *live) unkept(blocks []int, err error) error {
 			l.forgetBlock(b)
 		}
 	}
+	l.mu.Unlock()
+	return l.unseal()
+}
+
+// unseal takes back in the description that the object is complete, if it says
+// so and it is not. The caller holds l.flushing.
+func (l *live) unseal() error {
+	l.mu.Lock()
 	unsealed := l.unsealed
 	l.unsealed = false
 	l.mu.Unlock()

@@ -62,17 +62,21 @@ func (k *link) speed() float64 {
 func (k *link) capacity() float64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return max(k.rate, min(k.burst, fastLink))
+	return max(k.rate, k.guessed())
 }
 
-// product is the bandwidth-delay product in bytes, by the capacity while no rate
-// was measured.
+// guessed is the rate that bodies came with, as far as it is believed. The caller
+// holds k.mu.
+func (k *link) guessed() float64 { return min(k.burst, fastLink) }
+
+// product is the bandwidth-delay product in bytes, by a guess while no rate was
+// measured.
 func (k *link) product() int64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	rate := k.rate
 	if rate == 0 {
-		rate = min(k.burst, fastLink)
+		rate = k.guessed()
 	}
 	return int64(rate * k.rtt.Seconds())
 }

@@ -250,6 +250,34 @@ func TestCopy(t *testing.T) {
 	})
 }
 
+// TestCopyAfterLook: a copy keeps the link full as well when its first bytes are
+// here, because somebody has looked at them.
+func TestCopyAfterLook(t *testing.T) {
+	const n, rtt = 64 << 20, 20 * time.Millisecond
+	for _, exact := range []bool{false, true} {
+		dir, data := t.TempDir(), content(n, 7)
+		bubble.Test(t, func(t *testing.T) {
+			src := &source{data: data, rtt: rtt, pipe: &pipe{rate: gbit1}}
+			c := openCache(t, dir, Options{})
+			spec := Spec{Key: "k", Size: n, Fetcher: src, Exact: exact}
+			look := openObject(t, c, spec)
+			mustRead(t, look, data, 0, 64<<10)
+			time.Sleep(time.Second)
+			o := openObject(t, c, spec)
+			start := time.Now()
+			readPieces(t, o, n, 256<<10, 2)
+			if took, plain := time.Since(start), download(n, rtt, gbit1); took > plain+rtt/2 {
+				t.Errorf("exact %v: took %v, a plain download takes %v", exact, took, plain)
+			}
+			o.Close()
+			look.Close()
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestExtent: whoever reads a file within an object is not read ahead beyond
 // its end, until it has gone on there.
 func TestExtent(t *testing.T) {
