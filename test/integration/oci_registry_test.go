@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -57,12 +58,7 @@ type registryOptions struct {
 func startRegistry(t *testing.T, o registryOptions) *registry {
 	t.Helper()
 	dir := t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &registry{t: t, host: l.Addr().String(), scheme: "http", data: filepath.Join(dir, "data")}
-	l.Close()
+	r := &registry{t: t, host: freeAddress(t), scheme: "http", data: filepath.Join(dir, "data")}
 	extra := ""
 	if o.tls {
 		r.scheme, r.ca = "https", filepath.Join(dir, "ca.pem")
@@ -116,6 +112,26 @@ func startRegistry(t *testing.T, o registryOptions) *registry {
 	}
 	t.Fatalf("docker-registry does not answer:\n%s", log)
 	return nil
+}
+
+// portsTried counts the ports that freeAddress has tried.
+var portsTried atomic.Int32
+
+// freeAddress is a HOST:PORT for a server that cannot choose one itself. The port
+// is none of those that Linux gives to who asks for any (ip(7),
+// ip_local_port_range), or another might be given it before the server listens.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	const first, ports = 10_000, 20_000
+	for range 1000 {
+		port := first + (os.Getpid()*97+int(portsTried.Add(1)))%ports
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return l.Addr().String()
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 // makeCertificate makes DIR/ca.pem, for 127.0.0.1, and returns its key's file.
