@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -323,6 +324,69 @@ func TestSyncFails(t *testing.T) {
 		}
 		o = mustOpen(t, c, spec)
 		mustRead(t, o, src.data, 0, len(src.data))
+		o.Close()
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestUnsealFails: that an object is not complete any more is written down as soon
+// as the disk allows it, if it did not at first.
+func TestUnsealFails(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		d := newMemDisk()
+		spec, src := keySpec(1, 64*blockSize)
+		run := func() *Cache {
+			c, err := open(d, Options{Log: quiet(), ReadAhead: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		complete := func() bool {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			m, err := parseMeta(d.names[objectName(spec.Key)+metaSuffix].data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m.Complete
+		}
+		c := run()
+		fillAndClose(t, c, spec)
+		if err := c.Close(); err != nil || !complete() {
+			t.Fatalf("the object is complete: %v, %v", complete(), err)
+		}
+
+		// Two blocks go bad, and cannot be had again.
+		const first, second = 3, 40
+		for _, b := range []int{first, second} {
+			d.names[objectName(spec.Key)+dataSuffix].data[b*blockSize] ^= 1
+		}
+		src.fault = func(int, int64, int64, io.Reader) (io.Reader, error) { return nil, syscall.ECONNRESET }
+		failed := false
+		d.before = func(_, name string) error {
+			if failed || !strings.HasSuffix(name, metaSuffix) && !strings.HasPrefix(name, "tmp.") {
+				return nil
+			}
+			failed = true
+			return syscall.ENOSPC
+		}
+		c = run()
+		o := mustOpen(t, c, spec)
+		for _, b := range []int{first, second} {
+			if _, err := o.ReadAt(t.Context(), make([]byte, 10), int64(b)*blockSize); err == nil {
+				t.Fatal("a damaged block was read")
+			}
+			time.Sleep(time.Minute)
+			if failed && b == first && !complete() {
+				t.Fatal("the first try did not fail")
+			}
+		}
+		if !failed || complete() {
+			t.Errorf("the description still says that the object is complete; the disk failed: %v", failed)
+		}
 		o.Close()
 		if err := c.Close(); err != nil {
 			t.Error(err)

@@ -108,7 +108,8 @@ func (l *live) unkept(blocks []int, err error) error {
 }
 
 // unseal takes back in the description that the object is complete, if it says
-// so and it is not. The caller holds l.flushing.
+// so and it is not. What fails is tried again with the next flush. The caller
+// holds l.flushing.
 func (l *live) unseal() error {
 	l.mu.Lock()
 	unsealed := l.unsealed
@@ -117,7 +118,13 @@ func (l *live) unseal() error {
 	if !unsealed {
 		return nil
 	}
-	return l.describe(func(m *meta) { m.Complete, m.File = false, identity{} })
+	err := l.describe(func(m *meta) { m.Complete, m.File = false, identity{} })
+	if err != nil {
+		l.mu.Lock()
+		l.unsealed = true
+		l.mu.Unlock()
+	}
+	return err
 }
 
 // describe writes the description after change has been made to it, or, with
