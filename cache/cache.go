@@ -80,7 +80,9 @@ type Spec struct {
 	Fetcher Fetcher
 	// Exact: the Fetcher has no round trip that neighbours of a demanded block
 	// would save, and they may be long in coming, so that none is asked for with
-	// it. The object is hashed when all of it is here, not as it comes.
+	// it. The object is hashed when all of it is here, not as it comes. A body may
+	// be silent for longer than Options.FetchTimeout while there is progress
+	// behind it: the Fetcher itself ends what stands still.
 	Exact bool
 	// Extent returns where the file within the object ends that off lies in, so
 	// that whoever reads that file is not read ahead beyond it. Nil where that

@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -365,12 +367,12 @@ func TestUnsealFails(t *testing.T) {
 			d.names[objectName(spec.Key)+dataSuffix].data[b*blockSize] ^= 1
 		}
 		src.fault = func(int, int64, int64, io.Reader) (io.Reader, error) { return nil, syscall.ECONNRESET }
-		failed := false
+		var failed atomic.Bool
 		d.before = func(_, name string) error {
-			if failed || !strings.HasSuffix(name, metaSuffix) && !strings.HasPrefix(name, "tmp.") {
+			if failed.Load() || !strings.HasSuffix(name, metaSuffix) && !strings.HasPrefix(name, "tmp.") {
 				return nil
 			}
-			failed = true
+			failed.Store(true)
 			return syscall.ENOSPC
 		}
 		c = run()
@@ -380,16 +382,164 @@ func TestUnsealFails(t *testing.T) {
 				t.Fatal("a damaged block was read")
 			}
 			time.Sleep(time.Minute)
-			if failed && b == first && !complete() {
+			if failed.Load() && b == first && !complete() {
 				t.Fatal("the first try did not fail")
 			}
 		}
-		if !failed || complete() {
-			t.Errorf("the description still says that the object is complete; the disk failed: %v", failed)
+		if !failed.Load() || complete() {
+			t.Errorf("the description still says that the object is complete; the disk failed: %v", failed.Load())
 		}
 		o.Close()
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// slowLast is a body that stands still for three seconds after so many bytes.
+type slowLast struct {
+	body  io.Reader
+	n     int64
+	after int64
+}
+
+func (s *slowLast) Read(p []byte) (int, error) {
+	if s.n < s.after {
+		p = p[:min(int64(len(p)), s.after-s.n)]
+	} else if s.n == s.after {
+		time.Sleep(3 * time.Second)
+	}
+	n, err := s.body.Read(p)
+	s.n += int64(n)
+	return n, err
+}
+
+// tooLong is a fault: the first answer has one byte more than was asked for, none
+// of them right, and its end comes after its beginning was written down.
+func tooLong(blocks int) func(int, int64, int64, io.Reader) (io.Reader, error) {
+	return func(req int, _, _ int64, body io.Reader) (io.Reader, error) {
+		if req > 0 {
+			return body, nil
+		}
+		n := blocks * blockSize
+		return &slowLast{body: bytes.NewReader(content(n+1, 99)), after: int64(n - blockSize)}, nil
+	}
+}
+
+// TestTooLongIsForgotten: what came in an answer that was too long does not come
+// back with the next opening.
+func TestTooLongIsForgotten(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		d := newMemDisk()
+		c, err := open(d, Options{Log: quiet(), ReadAhead: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const part = 8 * blockSize
+		spec, src := keySpec(1, 64*blockSize)
+		src.fault = tooLong(8)
+		o := mustOpen(t, c, spec)
+		if _, err := o.ReadAt(t.Context(), make([]byte, part), 0); !errors.Is(err, ErrLength) {
+			t.Fatal(err)
+		}
+		o.Close()
+		time.Sleep(time.Minute)
+		o = mustOpen(t, c, spec)
+		mustRead(t, o, src.data, 0, part)
+		o.Close()
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestDroppedWhileHashed: the checksums are those of the bytes that are here in
+// the end, whenever others were dropped.
+func TestDroppedWhileHashed(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		done := make(chan Completed, 10)
+		d := newMemDisk()
+		c, err := open(d, Options{Log: quiet(), ReadAhead: -1, OnComplete: func(c Completed) { done <- c }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, src := keySpec(1, 256*blockSize)
+		src.fault = tooLong(40)
+		var reads atomic.Int32
+		d.afterRead = func() {
+			if reads.Add(1) == 20 {
+				time.Sleep(4 * time.Second)
+			}
+		}
+		o := mustOpen(t, c, spec)
+		time.AfterFunc(time.Second, func() { mustOpen(t, c, spec).Close() }) // has it hashed
+		if _, err := o.ReadAt(t.Context(), make([]byte, 40*blockSize), 0); !errors.Is(err, ErrLength) {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		if reads.Load() < 20 {
+			t.Fatal("nothing was hashed meanwhile")
+		}
+		if err := o.Fill(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		o.Close()
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		close(done)
+		if told := <-done; told.SHA256 != sha(src.data).Hex || len(done) > 0 {
+			t.Errorf("told %+v and %d more; want SHA-256 %s", told, len(done), sha(src.data).Hex)
+		}
+	})
+}
+
+// TestOneFailedNote: what the disk refused to note once is noted later: with what
+// comes next, or when the object is closed.
+func TestOneFailedNote(t *testing.T) {
+	for _, suffix := range []string{metaSuffix, mapSuffix} {
+		for _, more := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, more %v", suffix, more), func(t *testing.T) {
+				bubble.Test(t, func(t *testing.T) {
+					d := newMemDisk()
+					var failed atomic.Bool
+					d.before = func(_, name string) error {
+						if failed.Load() || !strings.HasSuffix(name, suffix) && (suffix != metaSuffix || !strings.HasPrefix(name, "tmp.")) {
+							return nil
+						}
+						failed.Store(true)
+						return syscall.ENOSPC
+					}
+					c, err := open(d, Options{Log: quiet(), ReadAhead: -1})
+					if err != nil {
+						t.Fatal(err)
+					}
+					spec, src := keySpec(1, 64*blockSize)
+					o := mustOpen(t, c, spec)
+					mustRead(t, o, src.data, 0, 8*blockSize)
+					time.Sleep(time.Minute)
+					if more {
+						mustRead(t, o, src.data, 32*blockSize, 8*blockSize)
+						time.Sleep(time.Minute)
+					}
+					want := o.Cached()
+					o.Close()
+					time.Sleep(time.Minute)
+					if err := c.Close(); err != nil {
+						t.Error(err)
+					}
+					if c, err = open(d, Options{Log: quiet(), ReadAhead: -1}); err != nil {
+						t.Fatal(err)
+					}
+					if have, _, _ := c.Stat(spec.Key); !failed.Load() || have != want {
+						t.Errorf("%d bytes are here after the next start, want %d; the disk failed: %v", have, want, failed.Load())
+					}
+					if err := c.Close(); err != nil {
+						t.Error(err)
+					}
+				})
+			})
+		}
+	}
 }

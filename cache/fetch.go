@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
 	"slices"
 	"syscall"
 	"time"
@@ -202,6 +203,11 @@ func (l *live) request(ctx context.Context, t *transfer, f Fetcher, first, end i
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	timeout := l.c.opts.FetchTimeout
+	l.mu.Lock()
+	if l.exact {
+		timeout = math.MaxInt64
+	}
+	l.mu.Unlock()
 	watch := time.AfterFunc(timeout, func() { cancel(ErrStalled) })
 	defer watch.Stop()
 
@@ -251,7 +257,9 @@ func (l *live) request(ctx context.Context, t *transfer, f Fetcher, first, end i
 	return nil
 }
 
-// unsure drops blocks that came in a body which turned out to be wrong.
+// unsure drops blocks that came in a body which turned out to be wrong. Unlike a
+// damaged block's, their checksums are those of the bytes, so the map must not keep
+// them.
 func (l *live) unsure(first, end int) {
 	defer l.c.markDirty(l)
 	defer l.c.stats.revoked.Add(1)
@@ -261,6 +269,7 @@ func (l *live) unsure(first, end int) {
 		l.c.spill.drop(l, b)
 		if l.recorded.has(b) {
 			l.forgetBlock(b)
+			l.unsaved = append(l.unsaved, b)
 		}
 	}
 }
@@ -324,6 +333,13 @@ func (l *live) store(t *transfer, b int, data []byte) error {
 	n := int64(len(data))
 	if l.paid.has(b) {
 		n = 0
+	}
+	if t.room < n {
+		l.mu.Lock()
+		prepaid := min(l.prepaid, n-t.room)
+		l.prepaid -= prepaid
+		t.room += prepaid
+		l.mu.Unlock()
 	}
 	if t.room < n {
 		l.mu.Lock()

@@ -17,6 +17,11 @@ const flushEvery = time.Second
 func (c *Cache) markDirty(l *live) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.soil(l)
+}
+
+// soil is markDirty for who holds c.mu.
+func (c *Cache) soil(l *live) {
 	if !c.dirty[l] && l.e.live == l {
 		c.dirty[l] = true
 		l.busy++
@@ -87,10 +92,16 @@ func (l *live) flush() error {
 	if err := l.withData(func(f file) error { return f.Sync() }); err != nil {
 		return fmt.Errorf("save what was fetched: %w", errors.Join(err, l.unkept(blocks, err)))
 	}
-	if err := l.describe(nil); err != nil {
-		return err
+	err := l.describe(nil)
+	if err == nil {
+		err = l.saveMap(blocks)
 	}
-	return l.saveMap(blocks)
+	if err != nil {
+		l.mu.Lock()
+		l.unsaved = append(l.unsaved, blocks...)
+		l.mu.Unlock()
+	}
+	return err
 }
 
 // unkept forgets blocks that could not be made durable: what the kernel could not

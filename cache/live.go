@@ -63,7 +63,8 @@ type live struct {
 	present   int // blocks in recorded
 	transfers []*transfer
 	waiters   map[*waiter]struct{}
-	unsaved   []int // recorded, but not in the map
+	unsaved   []int // the map does not say yet what became of them
+	prepaid   int64 // charged for blocks that are not known any more
 	unsealed  bool  // the description says complete, and it is not
 	err       error // ErrCorrupt, for good
 	handles   map[*Object]struct{}

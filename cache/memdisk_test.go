@@ -52,6 +52,13 @@ func newMemDisk() *memDisk {
 
 var errDead = errors.New("the power is gone")
 
+// fails sets d.before while the disk is in use.
+func (d *memDisk) fails(before func(op, name string) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.before = before
+}
+
 // step must be called with d.mu held.
 func (d *memDisk) step(op, name string) error {
 	if d.dead {

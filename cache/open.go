@@ -107,11 +107,23 @@ func (c *Cache) load(e *entry) *live {
 			c.log.Warn("a cached object is unreadable and will be fetched again", "key", l.key, "error", err)
 		}
 	}
+	l.prepaid = max(0, e.charged-l.paidBytes())
 	if e.m.Complete {
 		c.log.Info("a cached object was changed from outside and will be checked", "key", l.key)
 		l.unsealed = true
 	}
 	return l
+}
+
+// paidBytes is what the blocks in paid take, and the description.
+func (l *live) paidBytes() int64 {
+	n := overhead(l.size)
+	for b := range l.blocks {
+		if l.paid.has(b) {
+			n += int64(l.blockLen(b))
+		}
+	}
+	return n
 }
 
 // eachSlot is readMap of l's map, which gives way if it cannot be opened.
@@ -216,8 +228,18 @@ func (c *Cache) release(o *Object) {
 		l.e.used = time.Now()
 		c.sched.cancel(l)
 		l.abandon()
+		if l.owing() {
+			c.soil(l) // the disk has refused it; it may not any more
+		}
 	}
 	c.unload(l)
+}
+
+// owing reports whether l has something to save.
+func (l *live) owing() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.unsaved) > 0 || l.unsealed
 }
 
 // abandon fails whoever still waits, which is only a reader whose handle or

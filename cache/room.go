@@ -190,8 +190,8 @@ func (c *Cache) startRemoval(e *entry) {
 }
 
 // removeFiles deletes e, the description first: without it, a crash leaves
-// files that belong to nothing and are swept. A failure leaves e as it was,
-// but out of eviction's reach.
+// files that belong to nothing and are swept. A failure leaves e as it was, as
+// if it had just been used: the others are tried first, and it when its turn comes.
 func (c *Cache) removeFiles(e *entry) error {
 	err := removeObject(c.disk, e.name)
 	c.mu.Lock()
@@ -201,6 +201,9 @@ func (c *Cache) removeFiles(e *entry) error {
 	}
 	close(e.gate)
 	e.gate = nil
+	if err != nil {
+		c.list(e)
+	}
 	c.mu.Unlock()
 	return err
 }

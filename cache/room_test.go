@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sregfs/sregfs/test/bubble"
 )
 
 func keySpec(i, size int) (Spec, *source) {
@@ -437,6 +439,121 @@ func TestTraceAndPrefetch(t *testing.T) {
 		}
 		if after, _ := src.count(); after-before != 4 {
 			t.Errorf("%d requests, want 4", after-before)
+		}
+	})
+}
+
+// TestEvictionAfterTrouble: objects that could not be evicted while the disk
+// refused it are when it is well again.
+func TestEvictionAfterTrouble(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const n = 16 * blockSize
+		d := newMemDisk()
+		c, err := open(d, Options{Log: quiet(), ReadAhead: -1, Limit: 4 * (n + overhead(n))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 4 {
+			spec, _ := keySpec(i, n)
+			fillAndClose(t, c, spec)
+		}
+		time.Sleep(time.Minute)
+		d.fails(func(string, string) error { return syscall.EROFS })
+		spec, src := keySpec(10, n)
+		o := mustOpen(t, c, spec)
+		mustRead(t, o, src.data, 0, n)
+		o.Close()
+		time.Sleep(time.Hour)
+		d.fails(nil)
+		spec, _ = keySpec(11, n)
+		fillAndClose(t, c, spec)
+		release, err := c.Reserve(blockSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		release()
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestChargedOnce: blocks that have to be fetched again are not charged again,
+// though the object was closed in between.
+func TestChargedOnce(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const n = 64 * blockSize
+		c, err := open(newMemDisk(), Options{Log: quiet(), ReadAhead: -1, Limit: n + n/2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, src := keySpec(1, n)
+		spec.Sum = sha(src.data)
+		src.fault = func(req int, off, k int64, body io.Reader) (io.Reader, error) {
+			if req > 0 {
+				time.Sleep(10 * time.Second)
+				return body, nil
+			}
+			wrong := bytes.Clone(src.data[off : off+k])
+			wrong[0] ^= 1
+			return bytes.NewReader(wrong), nil
+		}
+		o := mustOpen(t, c, spec)
+		_, _ = o.ReadAt(t.Context(), make([]byte, n), 0) // it may be found out after it or before
+		time.Sleep(5 * time.Second)
+		o.Close()
+		time.Sleep(time.Minute)
+		fillAndClose(t, c, spec)
+		if used := c.Stats().Used; used > n+overhead(n) {
+			t.Errorf("%d bytes are charged for %d", used, n+overhead(n))
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestGivenBackOnce: room for a file that is not needed, and cannot be removed,
+// is given back once.
+func TestGivenBackOnce(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const n = 16 * blockSize
+		d := newMemDisk()
+		c, err := open(d, Options{Log: quiet(), ReadAhead: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, src := keySpec(1, n)
+		fill := func() error {
+			w, err := c.Create(t.Context(), spec.Key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Write(src.data); err != nil {
+				t.Fatal(err)
+			}
+			return w.Commit(n)
+		}
+		if err := fill(); err != nil {
+			t.Fatal(err)
+		}
+		o := mustOpen(t, c, spec)
+		d.fails(func(op, _ string) error {
+			if op == "remove" {
+				return syscall.EIO
+			}
+			return nil
+		})
+		if err := fill(); err == nil {
+			t.Error("the file was removed")
+		}
+		d.fails(nil)
+		if used := c.Stats().Used; used != n+overhead(n) {
+			t.Errorf("%d bytes are charged, want %d", used, n+overhead(n))
+		}
+		o.Close()
+		if err := c.Close(); err != nil {
+			t.Error(err)
 		}
 	})
 }

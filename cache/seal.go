@@ -117,8 +117,11 @@ func (l *live) hashAll() *sealed {
 			continue
 		}
 		n := 0
+		l.learn()
+		var sums [hashStep]uint32
 		for b := first; b < end; b++ {
 			k := l.blockLen(b)
+			sums[b-first] = l.crc[b].Load()
 			if !l.readBlock(b, buf[n:n+k]) {
 				break // forgotten: it will be fetched, and hashing goes on then
 			}
@@ -131,6 +134,12 @@ func (l *live) hashAll() *sealed {
 		}
 		l.mu.Lock()
 		l.seal.next = first + (n+blockSize-1)/blockSize
+		for b := first; b < l.seal.next; b++ {
+			// What was dropped while the others were read was hashed in vain.
+			if !l.recorded.has(b) || l.crc[b].Load() != sums[b-first] {
+				l.seal.restart = true
+			}
+		}
 		l.mu.Unlock()
 	}
 }

@@ -258,8 +258,11 @@ func (l *live) become(tmp string, crc []uint32, charged int64, inner bool) error
 		// The kernel may be reading its file (Object.File), which holds the same
 		// bytes.
 		l.flushing.Unlock()
+		if err := c.disk.Remove(tmp); err != nil {
+			return err
+		}
 		c.room.give(charged, false)
-		return c.disk.Remove(tmp)
+		return nil
 	}
 	err := c.disk.Rename(tmp, l.e.name+dataSuffix)
 	if err != nil {
@@ -275,6 +278,10 @@ func (l *live) become(tmp string, crc []uint32, charged int64, inner bool) error
 			owed += int64(l.blockLen(b))
 		}
 	}
+	l.mu.Lock()
+	owed -= l.prepaid
+	l.prepaid = 0
+	l.mu.Unlock()
 	c.mu.Lock()
 	if l.e.charged == 0 {
 		owed += overhead(l.size)
