@@ -239,6 +239,20 @@ func TestFaultsOfTheFetcher(t *testing.T) {
 	}
 }
 
+// TestPatience: a fetcher that waits for others may be silent for longer than any
+// time-out.
+func TestPatience(t *testing.T) {
+	inBubble(t, Options{ReadAhead: -1}, func(t *testing.T, c *Cache, _ *memDisk) {
+		src := &source{data: content(256<<10, 1), rtt: time.Hour}
+		o := mustOpen(t, c, Spec{Key: "k", Size: 256 << 10, Fetcher: src, Exact: true})
+		defer o.Close()
+		mustRead(t, o, src.data, 0, 256<<10)
+		if n, _ := src.count(); n != 1 {
+			t.Errorf("%d requests, want one", n)
+		}
+	})
+}
+
 type errReader struct{ err error }
 
 func (r errReader) Read([]byte) (int, error) { return 0, r.err }

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
@@ -130,5 +132,50 @@ func TestLazyLayerInOneRequest(t *testing.T) {
 				t.Errorf("%d requests for %d bytes; want %d for at most %d", requests, bytesAsked, c.requests, c.bytes)
 			}
 		})
+	}
+}
+
+// TestDamagedWhileOpen: what goes bad of a container image's file while that is
+// open is made again.
+func TestDamagedWhileOpen(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, dir, nil)
+	a := stargz(t, 100, func(int64, int64) {})
+	data := make([]byte, a.image.Size())
+	if _, err := a.image.ReadAt(t.Context(), &assemblyReader{a: a, ctx: t.Context()}, data, 0); err != nil && err != io.EOF {
+		t.Fatal(err)
+	}
+	cl := &Client{Name: "lab", cat: c, log: c.log}
+	img := backends.Image{Ref: backends.Ref{Collection: "x", Name: "y", Tag: "v1"}, Revision: "sha256:1", Layered: true}
+	key := cl.CacheKey(img)
+	w, err := c.opts.Cache.Create(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Commit(int64(len(data))); err != nil {
+		t.Fatal(err)
+	}
+	if c.assemblies.ready == nil {
+		c.assemblies.ready = map[string]*assembly{}
+	}
+	c.assemblies.ready[key] = a
+	content, err := cl.openAs(t.Context(), img, oci.Plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer content.Close()
+	files, err := filepath.Glob(filepath.Join(dir, "objects/objects/*.data"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	if err := os.Truncate(files[0], 512<<10); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(data))
+	if _, err := content.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("right: %v, %v", bytes.Equal(got, data), err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 
@@ -92,8 +93,13 @@ func (cl *Client) openLayered(ctx context.Context, img backends.Image) (*Content
 // openAs is openLayered with one codec.
 func (cl *Client) openAs(ctx context.Context, img backends.Image, codec oci.Codec) (*Content, error) {
 	c, key := cl.cat.opts.Cache, cl.CacheKey(img)
+	assembled := func(ctx context.Context) (*assembly, error) {
+		return cl.cat.assembled(ctx, key, func(ctx context.Context) (*assembly, error) {
+			return cl.assemble(ctx, img, key, codec)
+		})
+	}
 	if _, _, complete := c.Stat(key); complete {
-		obj, err := c.Object(cache.Spec{Key: key, Size: -1})
+		obj, err := c.Object(cache.Spec{Key: key, Size: -1, Fetcher: whenDamaged(assembled), Exact: true})
 		switch {
 		case err == nil && obj.Complete():
 			return &Content{size: obj.Size(), obj: obj}, nil
@@ -103,9 +109,7 @@ func (cl *Client) openAs(ctx context.Context, img backends.Image, codec oci.Code
 			return nil, err
 		}
 	}
-	a, err := cl.cat.assembled(ctx, key, func(ctx context.Context) (*assembly, error) {
-		return cl.assemble(ctx, img, key, codec)
-	})
+	a, err := assembled(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +122,19 @@ func (cl *Client) openAs(ctx context.Context, img backends.Image, codec oci.Code
 	}
 	a.complete()
 	return &Content{size: obj.Size(), obj: obj}, nil
+}
+
+// whenDamaged is the Fetcher of a file that is here whole: should a block of it
+// turn out to be damaged, the image is made ready for that.
+type whenDamaged func(context.Context) (*assembly, error)
+
+// Fetch is cache.Fetcher's.
+func (f whenDamaged) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	a, err := f(ctx)
+	if err != nil {
+		return nil, layeredKind(err)
+	}
+	return a.Fetch(ctx, off, n)
 }
 
 // layeredKind gives an error of image/oci the kind that the rest of the program
