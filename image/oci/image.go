@@ -96,7 +96,8 @@ func Assemble(ctx context.Context, config []byte, layers []*Contents, opts Optio
 		made.MTime = clampTime(c.Created)
 	}
 	t := newTree(made)
-	t.room = opts.Limits.withDefaults().Logical
+	limits := opts.Limits.withDefaults()
+	t.room, t.dirs = limits.Logical, limits.Entries
 	if err := flatten(ctx, t, layers); err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -296,6 +297,23 @@ func TestAssembleBoundsHoles(t *testing.T) {
 	}
 	if _, err := Assemble(t.Context(), config, layers, Options{Limits: Limits{Logical: 2 << 30}}); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("beyond the limit: Assemble = %v, want ErrUnsupported", err)
+	}
+}
+
+// TestAssembleBoundsDirectories: a link of some bytes can lead through thousands
+// of directories that no layer has an entry for.
+func TestAssembleBoundsDirectories(t *testing.T) {
+	members := []member{folder("d"), symlink("d/l", strings.Repeat("a/", 2000))}
+	for i := range 10 {
+		members = append(members, folder(fmt.Sprint("p", i)), hardlink(fmt.Sprintf("p%d/l", i), "d/l"), file(fmt.Sprintf("p%d/l/x", i), ""))
+	}
+	l := layer(t, members...)
+	s := scanLayers(t, l)
+	config := configFor(t, nil, l)
+	for entries, want := range map[int]error{1000: ErrUnsupported, 25_000: nil} {
+		if _, err := Assemble(t.Context(), config, s.contents, Options{Limits: Limits{Entries: entries}}); !errors.Is(err, want) {
+			t.Errorf("with at most %d: Assemble = %v, want %v", entries, err, want)
+		}
 	}
 }
 

@@ -109,8 +109,8 @@ type Layer struct {
 // default.
 type Limits struct {
 	// Entries is how many a layer may have, and all layers of an image
-	// together. Each takes some 450 bytes while an image is assembled. Default
-	// 1,000,000.
+	// together. Each takes some 450 bytes while an image is assembled. So many
+	// directories may there be, too, that no entry tells of. Default 1,000,000.
 	Entries int
 	// Metadata is how many bytes their names, targets and attributes may have,
 	// and what is known of their chunks, again of a layer and of an image.

@@ -23,6 +23,9 @@ type tree struct {
 	// room is how much the sizes of further files may come to. Each block of
 	// them takes memory, also where layers keep nothing of it.
 	room int64
+	// dirs is how many further directories may be made that no entry tells of.
+	// A link's target of some bytes can name a thousand.
+	dirs int
 	// aufs are the nodes in the root that go at the layer's end.
 	aufs []*node
 }
@@ -42,7 +45,7 @@ type node struct {
 
 func newTree(made squash.Inode) *tree {
 	made.Mode = squash.ModeDir | 0o755
-	t := &tree{made: made, room: math.MaxInt64}
+	t := &tree{made: made, room: math.MaxInt64, dirs: math.MaxInt}
 	t.root = &node{children: map[string]*node{}}
 	t.root.parent = t.root
 	t.root.inode = t.newDir()
@@ -179,6 +182,9 @@ func (w *walk) follow(link *node) (*node, error) {
 func (w *walk) make(at *node, name string) (*node, error) {
 	if len(name) > squash.MaxName {
 		return nil, unsupported("name of %d bytes", len(name))
+	}
+	if w.tree.dirs--; w.tree.dirs < 0 {
+		return nil, unsupported("more directories without an entry than the limit")
 	}
 	return w.tree.put(at, name, w.tree.newDir())
 }
