@@ -80,6 +80,11 @@ func ParseConfig(raw []byte) (*Config, error) {
 		return nil, corrupt("configuration: %w", err)
 	}
 	c.Env, c.Entrypoint, c.Cmd, c.Labels = conf.Env, conf.Entrypoint, conf.Cmd, conf.Labels
+	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
+		// ENTRYPOINT [""] in a Dockerfile takes the base image's away; Docker
+		// runs Cmd alone then.
+		c.Entrypoint = nil
+	}
 	var raw2 bytes.Buffer
 	if err := json.Compact(&raw2, file.Config); err != nil {
 		return nil, corrupt("configuration: %w", err)

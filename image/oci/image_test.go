@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -158,7 +159,7 @@ func TestLayoutVersion(t *testing.T) {
 	plain := archive(t, file("a", strings.Repeat("a", 200_000)), file("b", strings.Repeat("\x00", 200_000)), symlink("l", "a"), hardlink("h", "a"))
 	_, _, b := assemble(t, map[string]any{"Cmd": []string{"x"}}, Options{Source: "x"}, layerOf(plain, plain))
 	got := sha(b)
-	if want := map[int]string{202: layoutSum202}[LayoutVersion]; got != want {
+	if want := map[int]string{203: layoutSum203}[LayoutVersion]; got != want {
 		t.Errorf("layout version %d makes %s, not %s", LayoutVersion, got, want)
 	}
 }
@@ -342,6 +343,20 @@ func TestZstdDataIsSmaller(t *testing.T) {
 	}
 }
 
+// TestNoEntrypoint: a list of one empty word is none.
+func TestNoEntrypoint(t *testing.T) {
+	c, err := ParseConfig([]byte(`{"rootfs":{"diff_ids":[]},"config":{"Entrypoint":[""],"Cmd":["echo","hello"]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]string{"": "hello\n", "echo there": "there\n"} {
+		cmd := exec.Command("sh", append([]string{"-c", c.runscript(false), "sh"}, strings.Fields(args)...)...)
+		if out, err := cmd.CombinedOutput(); err != nil || string(out) != want {
+			t.Errorf("run with the arguments %q: %q, %v; want %q", args, out, err, want)
+		}
+	}
+}
+
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte(`{"config":{"Env":["A=b","PATH=x","B"],"Entrypoint":["a","b'c"],"Cmd":"x","Labels":{"a":"b"}},"rootfs":{"diff_ids":[]}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
@@ -359,5 +374,5 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// layoutSum202 is what TestLayoutVersion expects of version 202.
-const layoutSum202 = "sha256:d8e4f9c30172860d20055a0f77e935d2df758f88813128df11c50e7ed2215695"
+// layoutSum203 is what TestLayoutVersion expects of version 203.
+const layoutSum203 = "sha256:d66d9fc92e93630f0837e5ee881cbe12e8814b3f967bd06de158999b25668ecd"

@@ -31,7 +31,7 @@ import (
 
 // LayoutVersion changes whenever the same image would give other bytes, or the
 // same layer another data file. It belongs in the keys of what is kept.
-const LayoutVersion = 100*squash.LayoutVersion + 2
+const LayoutVersion = 100*squash.LayoutVersion + 3
 
 // The kinds of failure that are the image's own fault. Trying again does not
 // help against either. Errors of a layer's reader, of the writers that the
