@@ -135,7 +135,7 @@ func (cl *Client) learnLayer(ctx context.Context, l *layer, codec oci.Codec) (*o
 		}
 		return x.SetNote(ctx, noteLayer, key, data)
 	}
-	lazyKey, dataKey := "toc "+l.source.Digest, oci.DataKey(l.source.DiffID, opts.Codec)
+	lazyKey, dataKey := "toc "+l.source.TOCKey(), oci.DataKey(l.source.DiffID, opts.Codec)
 	noted := recall(lazyKey)
 	if noted || !recall(dataKey) && cl.readTOC(ctx, l) {
 		lazy, err := oci.NewLazy(l.source, l.contents)

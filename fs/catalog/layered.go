@@ -17,7 +17,7 @@ import (
 
 // Notes of container images in the index.
 const (
-	noteLayer = "layer"   // data key or digest of a layer → its oci.Contents
+	noteLayer = "layer"   // data key or TOC key of a layer → its oci.Contents
 	noteSize  = "ocisize" // cache key of an image → its size in bytes
 	// noteSqueezed has the bareKey of each image for which there was room only
 	// when it was compressed: it stays so, whatever the limit is later.

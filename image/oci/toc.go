@@ -81,6 +81,19 @@ func ScanTOC(ctx context.Context, layer Layer, limits Limits) (*Contents, error)
 	return c, nil
 }
 
+// TOCKey names what ScanTOC makes of the layer: same key, same Contents, but for
+// the diff id. The blob's digest alone does not decide that. A manifest may point
+// to any place in a blob, a file within it included, and that must not become the
+// table for those who do not.
+func (l Layer) TOCKey() string {
+	h := sha256.New()
+	fmt.Fprintln(h, l.Size) // footers are looked for at the end
+	for _, name := range []string{tocDigest, chunkedSumNew, chunkedSum, chunkedPlaceNew, chunkedPlace} {
+		fmt.Fprintf(h, "%q\n", l.Annotations[name])
+	}
+	return fmt.Sprintf("%s %x", l.Digest, h.Sum(nil))
+}
+
 // tocScanner is the state of one call of ScanTOC.
 type tocScanner struct {
 	layer   Layer
