@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -46,7 +47,20 @@ func (cl *Client) assemble(ctx context.Context, img backends.Image, key string, 
 		return nil, err
 	}
 	a := &assembly{cl: cl, img: img, layers: make([]*layer, len(m.Layers))}
+	opts := cl.layeredOptions(m)
 	contents, crowded := make([]*oci.Contents, len(m.Layers)), make([]bool, len(m.Layers))
+	var mu sync.Mutex // of contents
+	learn := func(ctx context.Context, i int) error {
+		c, err := cl.learnLayer(ctx, a.layers[i], codec)
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		contents[i] = c
+		// A layer that is within the limits says nothing of a thousand of them.
+		return opts.Limits.CheckAll(contents)
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(layersAtOnce)
 	for i, d := range m.Layers {
@@ -54,10 +68,9 @@ func (cl *Client) assemble(ctx context.Context, img backends.Image, key string, 
 			return nil, fmt.Errorf("its manifest is of the old schema 1, which does not tell its layers' contents; "+
 				"push it again with a newer program: %w", errors.ErrUnsupported)
 		}
-		l := &layer{source: blobOf(store, img, d)}
-		a.layers[i] = l
-		g.Go(func() (err error) {
-			contents[i], err = cl.learnLayer(gctx, l, codec)
+		a.layers[i] = &layer{source: blobOf(store, img, d)}
+		g.Go(func() error {
+			err := learn(gctx, i)
 			if crowded[i] = errors.Is(err, cache.ErrNoRoom); crowded[i] {
 				return nil
 			}
@@ -67,17 +80,17 @@ func (cl *Client) assemble(ctx context.Context, img backends.Image, key string, 
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	for i, l := range a.layers {
+	for i := range a.layers {
 		if !crowded[i] {
 			continue
 		}
 		// Too little room for several at once; those that are ready can be
 		// evicted, and what there is to know of them stays.
-		if contents[i], err = cl.learnLayer(ctx, l, codec); err != nil {
+		if err := learn(ctx, i); err != nil {
 			return nil, err
 		}
 	}
-	if a.image, err = oci.Assemble(ctx, m.Config, contents, cl.layeredOptions(m)); err != nil {
+	if a.image, err = oci.Assemble(ctx, m.Config, contents, opts); err != nil {
 		return nil, err
 	}
 	size := strconv.FormatInt(a.image.Size(), 10)

@@ -3,18 +3,26 @@ package catalog
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/sha256"
+	"encoding"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 
 	"github.com/sregfs/sregfs/backends"
+	"github.com/sregfs/sregfs/backends/backendtest"
 	"github.com/sregfs/sregfs/image/oci"
 )
 
@@ -177,5 +185,90 @@ func TestDamagedWhileOpen(t *testing.T) {
 	got := make([]byte, len(data))
 	if _, err := content.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, data) {
 		t.Errorf("right: %v, %v", bytes.Equal(got, data), err)
+	}
+}
+
+// layers is a store of one container image, whose blobs are counted as they are
+// opened.
+type layers struct {
+	backends.Store
+	manifest backends.Manifest
+	blobs    map[string][]byte
+	opened   atomic.Int64
+}
+
+func (s *layers) Manifest(context.Context, backends.Image) (backends.Manifest, error) {
+	return s.manifest, nil
+}
+
+func (s *layers) OpenBlob(_ context.Context, _ backends.Image, digest string, off, n int64) (io.ReadCloser, error) {
+	if off == 0 {
+		s.opened.Add(1)
+	}
+	blob := s.blobs[digest][off:]
+	if n >= 0 {
+		blob = blob[:n]
+	}
+	return io.NopCloser(bytes.NewReader(blob)), nil
+}
+
+// TestTooMuchToKnow: layers each of which is within the limits are not all read
+// before it turns out that together they are not.
+func TestTooMuchToKnow(t *testing.T) {
+	const files, many, fit = 100, 40, 16
+	var plain bytes.Buffer
+	w := tar.NewWriter(&plain)
+	write := func(name string) {
+		t.Helper()
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Format: tar.FormatPAX}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gzipped := func(p []byte) []byte {
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		_, _ = z.Write(p)
+		_ = z.Close()
+		return b.Bytes()
+	}
+	folders := strings.Repeat(strings.Repeat("n", 249)+"/", 15)
+	for i := range files {
+		write(fmt.Sprint(folders, i))
+	}
+	common, sum := gzipped(plain.Bytes()), sha256.New()
+	sum.Write(plain.Bytes())
+	state, err := sum.(encoding.BinaryMarshaler).MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &layers{Store: backendtest.Memory(), blobs: map[string][]byte{}}
+	var ids []string
+	for i := range many {
+		// They differ in what follows, which is a gzip stream of its own.
+		plain.Reset()
+		write(fmt.Sprint("layer", i))
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		plain.Write(make([]byte, 1024))
+		if err := sum.(encoding.BinaryUnmarshaler).UnmarshalBinary(state); err != nil {
+			t.Fatal(err)
+		}
+		sum.Write(plain.Bytes())
+		blob := slices.Concat(common, gzipped(plain.Bytes()))
+		l := backends.Layer{Digest: sha(blob), DiffID: fmt.Sprintf("sha256:%x", sum.Sum(nil)), Size: int64(len(blob))}
+		s.blobs[l.Digest], ids, s.manifest.Layers = blob, append(ids, l.DiffID), append(s.manifest.Layers, l)
+	}
+	if s.manifest.Config, err = json.Marshal(map[string]any{"rootfs": map[string]any{"diff_ids": ids}}); err != nil {
+		t.Fatal(err)
+	}
+	cat := open(t, t.TempDir(), map[string]backends.Store{"mem": s})
+	cat.limits.Metadata = fit * files * (len(folders) + 20)
+	_, err = cat.Client("mem").assemble(t.Context(), backends.Image{Ref: red, Layered: true}, "key", oci.Plain)
+	if !errors.Is(err, oci.ErrUnsupported) {
+		t.Errorf("assemble = %v, want %v", err, oci.ErrUnsupported)
+	}
+	if n := s.opened.Load(); n < fit || n > fit+2*layersAtOnce {
+		t.Errorf("read %d layers of which about %d fit", n, fit)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/sregfs/sregfs/backends"
 	"github.com/sregfs/sregfs/cache"
 	"github.com/sregfs/sregfs/cache/staging"
+	"github.com/sregfs/sregfs/image/oci"
 	"github.com/sregfs/sregfs/index"
 )
 
@@ -64,6 +65,7 @@ type Catalog struct {
 	times      times
 	assemblies assemblies // container images that are open, or were a moment ago
 	arrivals   arrivals   // layers that are fetched again
+	limits     oci.Limits // of all layers of a container image; tests have lower ones
 	squeezed   sync.Map   // bareKey of images that are compressed for want of room
 	started    bool       // listings are followed; set before the first question
 

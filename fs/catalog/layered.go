@@ -217,7 +217,7 @@ func (cl *Client) layeredAttributes(ctx context.Context, img backends.Image) (im
 }
 
 func (cl *Client) layeredOptions(m backends.Manifest) oci.Options {
-	return oci.Options{Source: m.Source, DockerCmd: cl.cat.opts.DockerCmd}
+	return oci.Options{Source: m.Source, DockerCmd: cl.cat.opts.DockerCmd, Limits: cl.cat.limits}
 }
 
 // papers reads an image without layers.

@@ -75,16 +75,14 @@ func Assemble(ctx context.Context, config []byte, layers []*Contents, opts Optio
 	codec := squash.Plain
 	id := sha256.New()
 	fmt.Fprintf(id, "%d\n%x\n%q %q %v\n", LayoutVersion, sha256.Sum256(config), opts.Source, opts.Arch, opts.DockerCmd)
-	entries, metadata := 0, 0
+	if err := opts.Limits.CheckAll(layers); err != nil {
+		return nil, err
+	}
 	for i, l := range layers {
 		if l.DiffID != c.DiffIDs[i] {
 			return nil, corrupt("layer %d has the diff id %s, but the configuration has %s", i+1, l.DiffID, c.DiffIDs[i])
 		}
 		codec = max(codec, l.Codec)
-		entries, metadata = entries+l.Entries, metadata+len(l.list)
-		if err := opts.Limits.withDefaults().check(entries, metadata); err != nil {
-			return nil, err
-		}
 		fmt.Fprintln(id, l.DataKey())
 	}
 	papers, err := newPaperwork(c, opts)

@@ -156,6 +156,19 @@ func (l Limits) check(entries, metadata int) error {
 	return nil
 }
 
+// CheckAll refuses layers, nil for those that are not known yet, of which together
+// there is more to know than the limits allow. Assemble does so itself; who learns
+// of many layers need not have them all in memory for it.
+func (l Limits) CheckAll(layers []*Contents) error {
+	entries, metadata := 0, 0
+	for _, c := range layers {
+		if c != nil {
+			entries, metadata = entries+c.Entries, metadata+len(c.list)
+		}
+	}
+	return l.withDefaults().check(entries, metadata)
+}
+
 // Codec is how data files keep the blocks of files.
 type Codec = squash.Codec
 
