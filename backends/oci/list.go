@@ -197,7 +197,8 @@ func (s *Store) names(ctx context.Context, n session, path, last string) iter.Se
 			if !yield(append(page.Repositories, page.Tags...), nil) {
 				return
 			}
-			link := nextPage.FindStringSubmatch(resp.Header.Get("Link"))
+			// A proxy may have added a header of its own before the registry's.
+			link := nextPage.FindStringSubmatch(strings.Join(resp.Header.Values("Link"), ", "))
 			if link == nil {
 				return
 			}

@@ -68,3 +68,23 @@ func TestFindCollection(t *testing.T) {
 	heeds = false
 	find("zoo", errors.ErrUnsupported)
 }
+
+// TestSeveralLinks: the next page is that of any Link header, not only the first.
+func TestSeveralLinks(t *testing.T) {
+	s := serveHandler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path != "/v2/c/i/tags/list":
+		case r.URL.Query().Get("last") == "2":
+			fmt.Fprint(w, `{"tags":["3"]}`)
+		default:
+			w.Header().Add("Link", `<https://status.example>; rel="help"`)
+			w.Header().Add("Link", `</v2/c/i/tags/list?last=2&n=2>; rel="next"`)
+			fmt.Fprint(w, `{"tags":["1","2"]}`)
+		}
+	}))
+	tagger, _ := backends.As[backends.Tagger](open(t, s.URL))
+	tags, err := tagger.Tags(t.Context(), "c", "i")
+	if want := []string{"1", "2", "3"}; err != nil || !slices.Equal(tags, want) {
+		t.Errorf("Tags = %q, %v; want %q", tags, err, want)
+	}
+}
