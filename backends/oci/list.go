@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/sregfs/sregfs/backends"
 )
@@ -281,6 +282,13 @@ func (s *Store) list(ctx context.Context, results chan<- found) {
 		}
 	}
 	repositories, tags := make(chan string), make(chan backends.Ref)
+	var refused atomic.Bool // a repository, as one that is not for this account
+	hidden := func(err error) bool {
+		if errors.Is(err, backends.ErrAuth) {
+			refused.Store(true)
+		}
+		return s.hidden(err)
+	}
 	var listers, askers sync.WaitGroup
 	for range s.parallel {
 		listers.Go(func() {
@@ -288,7 +296,7 @@ func (s *Store) list(ctx context.Context, results chan<- found) {
 				ref := refOf(repository, "")
 				list, err := s.Tags(ctx, ref.Collection, ref.Name)
 				switch {
-				case err != nil && !s.hidden(err):
+				case err != nil && !hidden(err):
 					send(found{img: backends.Image{Ref: ref}, err: err})
 				case errors.Is(err, iofs.ErrNotExist):
 				case err != nil && ref.Collection != "":
@@ -316,7 +324,7 @@ func (s *Store) list(ctx context.Context, results chan<- found) {
 					if ref.Collection != "" {
 						send(found{collection: ref.Collection})
 					}
-				case !s.hidden(err):
+				case !hidden(err):
 					send(found{img: backends.Image{Ref: ref}, err: err})
 				case !errors.Is(err, iofs.ErrNotExist) && ref.Collection != "":
 					send(found{collection: ref.Collection})
@@ -343,6 +351,26 @@ func (s *Store) list(ctx context.Context, results chan<- found) {
 	listers.Wait()
 	close(tags)
 	askers.Wait()
+	if refused.Load() && s.creds.any() {
+		if err := s.signInAgain(ctx); err != nil {
+			send(found{err: err})
+		}
+	}
+}
+
+// signInAgain asks whether the registry still takes this account's credentials.
+// When they are revoked in the middle of a listing, all that is left of it is
+// refused like what is not for this account.
+func (s *Store) signInAgain(ctx context.Context) error {
+	again := session{"", catalogue} // as the listing began
+	s.mu.Lock()
+	delete(s.sessions, again)
+	s.mu.Unlock()
+	resp, err := s.do(ctx, call{session: again, method: http.MethodGet, url: s.base + "/v2/"}, http.StatusOK)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
 }
 
 // nextFew is how many repositories of a collection are looked at for one with

@@ -3,11 +3,16 @@ package oci_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	iofs "io/fs"
+	"log"
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/registry"
 
 	"github.com/sregfs/sregfs/backends"
 )
@@ -86,5 +91,73 @@ func TestSeveralLinks(t *testing.T) {
 	tags, err := tagger.Tags(t.Context(), "c", "i")
 	if want := []string{"1", "2", "3"}; err != nil || !slices.Equal(tags, want) {
 		t.Errorf("Tags = %q, %v; want %q", tags, err, want)
+	}
+}
+
+// TestRevokedWhileListing: a list that is short because the registry takes the
+// credentials no more is not passed off as all there is.
+func TestRevokedWhileListing(t *testing.T) {
+	var revoked atomic.Bool
+	s := serveHandler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, _, ok := r.BasicAuth(); !ok || revoked.Load() {
+			w.Header().Set("WWW-Authenticate", `Basic realm="registry"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if r.URL.Path == "/v2/_catalog" {
+			fmt.Fprint(w, `{"repositories":["a/x","a/y","b/z"]}`)
+			revoked.Store(true)
+		}
+	}))
+	var last error
+	for _, err := range open(t, s.URL, "SREGISTRY_MINE_USERNAME=u", "SREGISTRY_MINE_PASSWORD=p").List(t.Context()) {
+		last = err
+	}
+	if !errors.Is(last, backends.ErrAuth) {
+		t.Errorf("List ends with %v, want %v", last, backends.ErrAuth)
+	}
+}
+
+// TestListWithPrivate: a repository for which this account gets no token is left
+// out, and the listing is whole all the same.
+func TestListWithPrivate(t *testing.T) {
+	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	s := serveHandler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/token":
+			if strings.Contains(r.URL.Query().Get("scope"), "private/x") {
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			fmt.Fprint(w, `{"token":"t"}`)
+		case r.Header.Get("Authorization") != "Bearer t":
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="registry"`, r.Host))
+			w.WriteHeader(http.StatusUnauthorized)
+		case r.URL.Path == "/v2/_catalog":
+			fmt.Fprint(w, `{"repositories":["a/x","private/x"]}`)
+		default:
+			h.ServeHTTP(w, r)
+		}
+	}))
+	store := open(t, s.URL, "SREGISTRY_MINE_USERNAME=u", "SREGISTRY_MINE_PASSWORD=p")
+	p, _ := backends.As[backends.Pusher](store)
+	u, err := p.Begin(t.Context(), backends.Ref{Collection: "a", Name: "x", Tag: "1"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Commit(t.Context(), strings.NewReader("image"), 5, backends.Content{}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for e, err := range store.List(t.Context()) {
+		if err != nil {
+			t.Errorf("List: %v", err)
+			continue
+		}
+		got = append(got, e.Collection+e.Image.Ref.String())
+	}
+	slices.Sort(got)
+	if want := []string{"a/x:1", "private"}; !slices.Equal(got, want) {
+		t.Errorf("List = %q, want %q", got, want)
 	}
 }
