@@ -218,7 +218,7 @@ func (s *Store) understand(ctx context.Context, repository string, m fetched) (*
 			return nil, fmt.Errorf("%w: a layer of %d bytes", backends.ErrCorrupt, d.Size)
 		}
 	}
-	switch kind := kindOf(&f.manifest); kind {
+	switch kind := kindOf(m.mediaType, &f.manifest); kind {
 	case singularity:
 		f.sif = &f.manifest.Layers[0]
 		return f, nil
@@ -243,7 +243,7 @@ const (
 
 // kindOf goes by the layers, as Apptainer does: a Singularity image may have
 // any configuration.
-func kindOf(m *v1.Manifest) kind {
+func kindOf(mediaType types.MediaType, m *v1.Manifest) kind {
 	for _, l := range m.Layers {
 		if l.MediaType == sifLayerType || l.MediaType == protoLayerType {
 			if len(m.Layers) == 1 {
@@ -257,6 +257,13 @@ func kindOf(m *v1.Manifest) kind {
 	}
 	switch m.Config.MediaType {
 	case types.OCIConfigJSON, types.DockerConfigJSON, "":
+	case "application/octet-stream", "application/json", "text/html":
+		// Registries of 2016 changed it to these
+		// (https://github.com/distribution/distribution/issues/1621); Docker takes
+		// such images still. In OCI's manifests they are those of artifacts.
+		if mediaType != types.DockerManifestSchema2 {
+			return other
+		}
 	default:
 		return other
 	}
