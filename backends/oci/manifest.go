@@ -225,6 +225,12 @@ func (s *Store) understand(ctx context.Context, repository string, m fetched) (*
 	case other:
 		return nil, fmt.Errorf("%w: it is an artifact of the type %q: %w", errNotImage, artifactType(&f.manifest), iofs.ErrNotExist)
 	}
+	for _, l := range f.manifest.Layers {
+		// As https://github.com/containers/ocicrypt marks what needs a key.
+		if strings.HasSuffix(string(l.MediaType), "+encrypted") {
+			return nil, fmt.Errorf("its layers are encrypted: %w", errNotSupported)
+		}
+	}
 	if f.config, err = s.config(ctx, repository, f.manifest.Config); err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -34,5 +35,14 @@ func TestOldConfigTypes(t *testing.T) {
 	}
 	if err := understood(t, types.DockerManifestSchema2, "application/vnd.docker.plugin.v1+json", string(types.DockerLayer)); !errors.Is(err, iofs.ErrNotExist) {
 		t.Errorf("a plugin: %v", err)
+	}
+}
+
+// TestEncryptedLayers: an image that needs a key is refused before its layers are
+// fetched, and does not pass for a corrupt one.
+func TestEncryptedLayers(t *testing.T) {
+	err := understood(t, types.OCIManifestSchema1, string(types.OCIConfigJSON), string(types.OCILayer)+"+encrypted")
+	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "encrypted") {
+		t.Errorf("understand = %v, want %v", err, errors.ErrUnsupported)
 	}
 }
