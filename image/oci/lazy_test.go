@@ -388,6 +388,27 @@ func TestTOCChunksAreBounded(t *testing.T) {
 	}
 }
 
+// TestTOCZerosAreBounded gives many files chunks of zeros, which take no room in
+// the list, but in memory.
+func TestTOCZerosAreBounded(t *testing.T) {
+	const files, n = 200, 200
+	var b strings.Builder
+	b.WriteString(`{"version":1,"entries":[{"type":"dir","name":"d"}`)
+	for i := range files {
+		fmt.Fprintf(&b, `,{"type":"reg","name":"%d","size":%d,"chunkSize":1,"chunkType":"zeros"}`, i, n)
+		for k := 1; k < n; k++ {
+			fmt.Fprintf(&b, `,{"type":"chunk","chunkOffset":%d,"chunkSize":1,"chunkType":"zeros"}`, k)
+		}
+	}
+	b.WriteString("]}")
+	for metadata, want := range map[int]error{140_000: ErrUnsupported, 2_000_000: nil} {
+		s := &tocScanner{limits: Limits{Metadata: metadata}.withDefaults()}
+		if err := s.decode(t.Context(), strings.NewReader(b.String())); !errors.Is(err, want) {
+			t.Errorf("with at most %d bytes: decode = %v, want %v", metadata, err, want)
+		}
+	}
+}
+
 // TestTOCEntriesTakeLittleMemory decodes a table of one endless name, which
 // compresses to nearly nothing.
 func TestTOCEntriesTakeLittleMemory(t *testing.T) {

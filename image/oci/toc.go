@@ -100,6 +100,7 @@ type tocScanner struct {
 	limits  Limits
 	list    []byte
 	entries int
+	zeros   int // chunks of zeros of earlier files: three bytes of list, but as much memory as any
 	logical int64
 	data    int64 // the data file's length so far
 	path    string
@@ -398,7 +399,7 @@ func (t *tocScanner) entry(h *tocEntry) error {
 		return err
 	}
 	t.entries++
-	if err := t.limits.check(t.entries, len(t.list)); err != nil {
+	if err := t.limits.check(t.entries, len(t.list)+chunkBytes*t.zeros); err != nil {
 		return err
 	}
 	if e.kind != kindFile {
@@ -499,7 +500,7 @@ func (t *tocScanner) chunk(h *tocEntry) error {
 	}
 	t.covered += c.size
 	t.cur.chunks = append(t.cur.chunks, c)
-	return t.limits.check(t.entries, len(t.list)+chunkBytes*len(t.cur.chunks))
+	return t.limits.check(t.entries, len(t.list)+chunkBytes*(t.zeros+len(t.cur.chunks)))
 }
 
 // flush gives the current file its place in the data file, as a DataWriter
@@ -516,6 +517,11 @@ func (t *tocScanner) flush() error {
 	}
 	if e.size >= squash.AlignedFileSize {
 		t.data = (t.data + squash.PageSize - 1) &^ (squash.PageSize - 1)
+	}
+	for i := range e.chunks {
+		if e.chunks[i].zeros {
+			t.zeros++
+		}
 	}
 	e.offset = t.data
 	t.data += e.size
