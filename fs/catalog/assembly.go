@@ -46,6 +46,10 @@ func (cl *Client) assemble(ctx context.Context, img backends.Image, key string, 
 	if err != nil {
 		return nil, err
 	}
+	if slices.ContainsFunc(m.Layers, func(l backends.Layer) bool { return l.DiffID == "" }) {
+		return nil, fmt.Errorf("its manifest is of the old schema 1, which does not tell its layers' contents; "+
+			"push it again with a newer program: %w", errors.ErrUnsupported)
+	}
 	a := &assembly{cl: cl, img: img, layers: make([]*layer, len(m.Layers))}
 	opts := cl.layeredOptions(m)
 	contents, crowded := make([]*oci.Contents, len(m.Layers)), make([]bool, len(m.Layers))
@@ -64,10 +68,6 @@ func (cl *Client) assemble(ctx context.Context, img backends.Image, key string, 
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(layersAtOnce)
 	for i, d := range m.Layers {
-		if d.DiffID == "" {
-			return nil, fmt.Errorf("its manifest is of the old schema 1, which does not tell its layers' contents; "+
-				"push it again with a newer program: %w", errors.ErrUnsupported)
-		}
 		a.layers[i] = &layer{source: blobOf(store, img, d)}
 		g.Go(func() error {
 			err := learn(gctx, i)
