@@ -31,7 +31,17 @@ func newPlatform(os, arch string) platform {
 	case "aarch64":
 		p.arch = "arm64"
 	}
+	p.variant = plainVariant(p.arch, p.variant)
 	return p
+}
+
+// plainVariant leaves out the variant that all machines of an architecture have:
+// some builders write it and some do not.
+func plainVariant(arch, variant string) string {
+	if arch == "arm64" && variant == "v8" || arch == "amd64" && variant == "v1" {
+		return ""
+	}
+	return variant
 }
 
 func (p platform) String() string {
@@ -43,9 +53,10 @@ func (p platform) String() string {
 }
 
 // choose finds the manifest for the platform in an index (OCI image
-// specification, image-index.md). Of several variants it is the one without a
-// name or the least demanding, which runs on every such machine. An error names
-// the platforms that there are.
+// specification, image-index.md). Where a variant is wanted, it is the most
+// demanding that runs there; otherwise the one without a name or the least
+// demanding, which runs on every such machine. An error names the platforms that
+// there are.
 func (p platform) choose(index []byte) (string, error) {
 	im, err := v1.ParseIndexManifest(bytes.NewReader(index))
 	if err != nil {
@@ -58,17 +69,14 @@ func (p platform) choose(index []byte) (string, error) {
 			continue
 		}
 		if d.Platform == nil {
-			// An index in an index, or the only image of an odd builder.
-			if d.MediaType.IsIndex() || len(im.Manifests) == 1 {
-				fit = append(fit, d)
-			}
+			fit = append(fit, d) // an index in an index, or an odd builder's image
 			continue
 		}
-		has := platform{d.Platform.OS, d.Platform.Architecture, d.Platform.Variant}
+		has := platform{d.Platform.OS, d.Platform.Architecture, plainVariant(d.Platform.Architecture, d.Platform.Variant)}
 		if has.os == "unknown" {
 			continue // an attestation
 		}
-		if has.os == p.os && has.arch == p.arch && (p.variant == "" || p.variant == has.variant) {
+		if has.os == p.os && has.arch == p.arch && (p.variant == "" || has.variant <= p.variant) {
 			fit = append(fit, d)
 		} else if s := has.String(); !slices.Contains(there, s) {
 			there = append(there, s)
@@ -86,13 +94,19 @@ func (p platform) choose(index []byte) (string, error) {
 		return "", &backends.Error{Op: "choose the platform", Err: fmt.Errorf("not for %s; %s: %w", p, what, errors.ErrUnsupported),
 			Hint: "set " + ArchitectureSetting + " or " + OSSetting}
 	}
-	variant := func(d v1.Descriptor) string {
-		if d.Platform == nil {
-			return "~" // after those that say what they are
+	best := slices.MinFunc(fit, func(a, b v1.Descriptor) int {
+		switch {
+		case a.Platform == nil && b.Platform == nil:
+			return 0
+		case a.Platform == nil:
+			return 1 // after those that say what they are
+		case b.Platform == nil:
+			return -1
+		case p.variant != "":
+			a, b = b, a
 		}
-		return d.Platform.Variant
-	}
-	best := slices.MinFunc(fit, func(a, b v1.Descriptor) int { return strings.Compare(variant(a), variant(b)) })
+		return strings.Compare(plainVariant(p.arch, a.Platform.Variant), plainVariant(p.arch, b.Platform.Variant))
+	})
 	if !digestName.MatchString(best.Digest.String()) {
 		return "", fmt.Errorf("%w: an index with a digest that is none", backends.ErrCorrupt)
 	}
