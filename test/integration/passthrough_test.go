@@ -48,24 +48,32 @@ func TestPassthrough(t *testing.T) {
 					}
 					return nil
 				})
-				before := d.status()
-				d.run("for n in $(seq 10); do cat %s | cmp - %s || exit 1; done; exec 3<%s; cat %s >/dev/null",
-					file, d.give(image), file, file)
-				after := d.status()
-				kernel, daemon := after.Opens.Kernel-before.Opens.Kernel, after.Opens.Daemon-before.Opens.Daemon
-				switch out, passes := d.passesThrough(); {
-				case passes:
-					if kernel < 12 || daemon != 0 {
-						t.Errorf("the kernel read %d opens by itself and left %d to the daemon, want all", kernel, daemon)
+				given := d.give(image)
+				for try := range 4 {
+					before := d.status()
+					d.run("for n in $(seq 10); do cat %s | cmp - %s || exit 1; done; exec 3<%s; cat %s >/dev/null",
+						file, given, file, file)
+					after := d.status()
+					kernel, daemon := after.Opens.Kernel-before.Opens.Kernel, after.Opens.Daemon-before.Opens.Daemon
+					switch out, passes := d.passesThrough(); {
+					case passes:
+						if kernel < 12 || daemon != 0 {
+							t.Errorf("the kernel read %d opens by itself and left %d to the daemon, want all", kernel, daemon)
+						}
+					default:
+						t.Logf("no passthrough: %s", out)
+						if kernel != 0 || daemon < 12 {
+							t.Errorf("the kernel read %d opens by itself, the daemon %d", kernel, daemon)
+						}
 					}
-				default:
-					t.Logf("no passthrough: %s", out)
-					if kernel != 0 || daemon < 12 {
-						t.Errorf("the kernel read %d opens by itself, the daemon %d", kernel, daemon)
+					hits := after.Cache.Hits - before.Cache.Hits
+					if hits == 0 {
+						break
 					}
-				}
-				if hits := after.Cache.Hits - before.Cache.Hits; hits != 0 {
-					t.Errorf("the daemon was asked %d times for what the kernel had read", hits)
+					// A kernel that is to spare memory lets go of pages that nobody maps.
+					if t.Logf("the daemon was asked %d times for what the kernel had read", hits); try == 3 {
+						t.Error("it was each time")
+					}
 				}
 			})
 		}
