@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -361,22 +360,30 @@ func (c *crash) read1(d *mounted, n *crashName) {
 	}
 }
 
-// verified waits until an image has been checked as a whole, or the daemon is
-// killed.
+// verified waits until an image has been checked as a whole and the cache's files
+// say so, or the daemon is killed. What the service tells of the image is there
+// long before.
 func (c *crash) verified(d *mounted, n *crashName) {
 	c.t.Helper()
-	if c.w.hasFired() {
-		return
-	}
 	d.eventually("the image to be verified", func() error {
 		if c.w.hasFired() {
 			return nil
 		}
-		v, _, err := d.try("getfattr --only-values -n user.sregistry.version %s/%s.simg", c.a.client, n.name)
-		if err == nil && v == "" {
-			err = errors.New("not yet")
+		files, err := filepath.Glob(filepath.Join(c.m.stateDir(), "objects/objects/*.json"))
+		if err != nil {
+			return err
 		}
-		return err
+		for _, file := range files {
+			var is struct {
+				Size     int
+				Complete bool
+			}
+			// It may be evicted meanwhile.
+			if data, err := os.ReadFile(file); err == nil && json.Unmarshal(data, &is) == nil && is.Complete && is.Size == len(c.contents[n.current]) {
+				return nil
+			}
+		}
+		return fmt.Errorf("none of %d descriptions says it", len(files))
 	})
 }
 
