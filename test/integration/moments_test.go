@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -360,9 +361,9 @@ func (c *crash) read1(d *mounted, n *crashName) {
 	}
 }
 
-// verified waits until an image has been checked as a whole and the cache's files
-// say so, or the daemon is killed. What the service tells of the image is there
-// long before.
+// verified waits until an image has been checked as a whole, the cache's files say
+// so and its version is known, or the daemon is killed. The version alone may come
+// from the service, long before.
 func (c *crash) verified(d *mounted, n *crashName) {
 	c.t.Helper()
 	d.eventually("the image to be verified", func() error {
@@ -380,7 +381,11 @@ func (c *crash) verified(d *mounted, n *crashName) {
 			}
 			// It may be evicted meanwhile.
 			if data, err := os.ReadFile(file); err == nil && json.Unmarshal(data, &is) == nil && is.Complete && is.Size == len(c.contents[n.current]) {
-				return nil
+				v, _, err := d.try("getfattr --only-values -n user.sregistry.version %s/%s.simg", c.a.client, n.name)
+				if err == nil && v == "" {
+					err = errors.New("its version is not known")
+				}
+				return err
 			}
 		}
 		return fmt.Errorf("none of %d descriptions says it", len(files))
